@@ -1,0 +1,271 @@
+"""Config in, objects out: the only module that reads a run file's sections.
+
+``assemble`` makes a training run, ``load_inpainter`` makes a painter of what a run left in ``run_dir/model``.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sb import config as run_files
+from sb import launch, provenance
+from sb.data.module import ShardData
+from sb.data.pipeline import FixedStream, ShardLoader
+from sb.inpaint import Inpainter, PaintOptions
+from sb.masks import Ladder
+from sb.models.weights import load_state, read_state, write_state
+from sb.registry import build, build_fitted, lookup
+from sb.types import Request, Result
+
+SECTIONS = {  # sections of a run file that name an entry, and the kind they name
+    "system": "system", "vae": "vae", "text": "text", "denoiser": "denoiser", "schedule": "schedule",
+    "conditioning": "conditioning", "objective": "objective", "optimizer": "optimizer", "sampler": "sampler",
+}
+OTHER_KEYS = (
+    "name", "seed", "run_dir", "resume", "plugins", "image_size", "licence", "ladder", "inpaint", "data", "callbacks",
+    "trainer",
+)
+MODEL_SCHEMA_VERSION = 1
+
+
+@dataclass
+class Run:
+    """A training run, ready to start."""
+
+    run_dir: Path
+    config: dict[str, Any]
+    system: L.LightningModule
+    data: ShardData
+    trainer: L.Trainer
+    checkpoint: Path | None
+
+    def fit(self) -> None:
+        """Train to the end, or from the last checkpoint to the end."""
+        if self.trainer.is_global_zero:
+            run_files.save(self.config, self.run_dir / "config.yaml")
+            run_files.write_whole(self.run_dir / "versions.json", provenance.versions_json())
+        self.trainer.fit(self.system, self.data, ckpt_path=self.checkpoint, weights_only=True if self.checkpoint else None)
+
+
+def assemble(config: Any) -> Run:
+    """Build every part of a training run. ValueError for whatever in the run file does not fit."""
+    cfg = run_files.plain(config)
+    check(cfg)
+    run_dir = Path(cfg["run_dir"])
+    checkpoint = _checkpoint(run_dir, cfg["resume"])
+    launch.seed_everything(cfg["seed"])
+    ladder = Ladder(**cfg["ladder"])
+    placement = launch.Placement(batch_size=cfg["data"]["batch_size"], **cfg["trainer"])
+    data = ShardData(
+        **cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"], level_weights=ladder.level_weights
+    )
+    data.total_images = placement.total_images
+    clock = {
+        "optimizer": build("optimizer", cfg["optimizer"]), "total_images": placement.total_images,
+        "batch_size": cfg["data"]["batch_size"], "seed": cfg["seed"],
+        "objective": build("objective", cfg["objective"]),
+    }
+    runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
+    if "denoiser" in cfg:
+        system = _smartbrush(cfg, ladder, clock)
+        runtime.update(paint=_live_painter(system, cfg, ladder), requests=_val_requests(data, ladder))
+    else:
+        system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
+    runtime["export"] = _exporter(cfg, system)
+    callbacks = [build_fitted("callback", spec, runtime) for spec in (cfg.get("callbacks") or {}).values() if spec]
+    return Run(run_dir, cfg, system, data, placement.trainer(run_dir, callbacks), checkpoint)
+
+
+def check(cfg: Mapping[str, Any]) -> None:
+    """Raise ValueError for a section nobody reads, or one that is missing."""
+    run_files.check_keys("the run file", cfg, [*SECTIONS, *OTHER_KEYS])
+    needed = ["name", "seed", "run_dir", "image_size", "system", "vae", "objective", "optimizer", "data", "trainer"]
+    if "denoiser" in cfg:
+        needed += ["text", "schedule", "conditioning", "sampler", "ladder"]
+    for key in needed:
+        if cfg.get(key) is None:
+            raise ValueError(f"the run file has no '{key}:' section")
+
+
+def build_vae(cfg: Mapping[str, Any]) -> Any:
+    """The autoencoder of a run file, with the weights, scale and shift of ``vae.weights`` where it names a MODEL."""
+    spec = dict(cfg["vae"])
+    weights = spec.pop("weights", None)
+    vae = build("vae", spec)
+    if weights:
+        folder = model_folder(weights)
+        load_state(vae, read_state(folder / "vae.safetensors"), str(folder / "vae.safetensors"))
+        meta = read_meta(folder)
+        vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
+    return vae
+
+
+def build_text(cfg: Mapping[str, Any]) -> Any:
+    """The text tower of a run file, with weights where it names a file."""
+    spec = dict(cfg["text"])
+    weights = spec.pop("weights", None)
+    text = build("text", spec)
+    if weights:
+        load_state(text, read_state(weights), str(weights))
+    return text
+
+
+def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int, text: Any) -> Any:
+    """The denoiser of a run file, fitted to its latents, text tower and ladder."""
+    spec = dict(cfg["denoiser"])
+    weights = spec.pop("weights", None)
+    conditioning = build("conditioning", cfg["conditioning"])
+    offered = {
+        "in_channels": conditioning.in_channels(latent_channels), "out_channels": latent_channels,
+        "text_width": text.width, "pooled_width": text.pooled_width,
+        "level_rows": ladder.num_levels + 1 if spec.pop("with_level", True) else 0,
+        "mask_head": conditioning.mask_channels if spec.pop("with_mask_head", True) else 0,
+    }
+    denoiser = build_fitted("denoiser", spec, offered)
+    if weights:
+        load_state(denoiser, read_state(weights), str(weights))
+    return denoiser
+
+
+def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) -> Inpainter:
+    """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it; ``raw`` takes no average."""
+    folder = model_folder(path)
+    meta = read_meta(folder)
+    if meta.get("kind") != "smartbrush":
+        raise ValueError(f"{folder} holds a {meta.get('kind')} and cannot paint; train a smartbrush on it first")
+    cfg = run_files.plain(run_files.load(folder / "config.yaml"))
+    ladder = Ladder(**cfg["ladder"])
+    vae, text = build("vae", _without_weights(cfg["vae"])), build("text", _without_weights(cfg["text"]))
+    vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
+    cfg["denoiser"] = _without_weights(cfg["denoiser"])
+    denoiser = build_denoiser(cfg, ladder, vae.latent_channels, text)
+    unet = "unet.raw.safetensors" if raw else "unet.safetensors"
+    if Path(path).name in ("unet.safetensors", "unet.raw.safetensors"):
+        unet = Path(path).name
+    for module, name in ((vae, "vae.safetensors"), (text, "text.safetensors"), (denoiser, unet)):
+        load_state(module, read_state(folder / name), str(folder / name))
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    for module in (vae, text, denoiser):
+        module.eval().requires_grad_(False).to(chosen)
+    return _inpainter(denoiser, vae, text, cfg, ladder, chosen, meta)
+
+
+def model_folder(path: str | Path) -> Path:
+    """The ``model`` folder that a MODEL argument stands for; ValueError where there is none."""
+    path = Path(path)
+    for folder in (path / "model", path, path.parent):
+        if (folder / "meta.json").is_file():
+            return folder
+    raise ValueError(f"{path} is no model: expected a run folder, its model/ folder or a .safetensors file in it")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """A model folder's ``meta.json``, refused where it was written by a later version."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if meta.get("schema_version", 0) > MODEL_SCHEMA_VERSION:
+        raise ValueError(f"{folder} has schema {meta['schema_version']}, this version reads up to {MODEL_SCHEMA_VERSION}")
+    return meta
+
+
+def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L.LightningModule:
+    vae, text = build_vae(cfg), build_text(cfg)
+    tasks = cfg["data"]["tasks"]
+    has_object = [bool(lookup("task", task["name"]).has_object) for task in tasks]  # type: ignore[attr-defined]
+    weights = [float(task.get("weight", 1.0)) for task in tasks]
+    share = sum(w for w, has in zip(weights, has_object, strict=True) if has) / sum(weights)
+    return build(
+        "system", cfg["system"], denoiser=build_denoiser(cfg, ladder, vae.latent_channels, text), vae=vae, text=text,
+        schedule=build("schedule", cfg["schedule"]), ladder=ladder, conditioning=build("conditioning", cfg["conditioning"]),
+        tasks=[task["name"] for task in tasks], has_object=has_object, object_share=share or 1.0, **clock,
+    )
+
+
+def _inpainter(
+    denoiser: Any, vae: Any, text: Any, cfg: Mapping[str, Any], ladder: Ladder, device: Any, about: dict[str, Any]
+) -> Inpainter:
+    stages = len(cfg["denoiser"].get("widths", range(4)))
+    sampler_spec = {k: v for k, v in cfg["sampler"].items() if k != "name"}
+    entry = lookup("sampler", cfg["sampler"]["name"])
+    options = PaintOptions(**(cfg.get("inpaint") or {}))
+    bf16 = str(cfg["trainer"].get("precision", "32-true")).startswith("bf16")
+    return Inpainter(
+        denoiser, vae, text, build("schedule", cfg["schedule"]), ladder, build("conditioning", cfg["conditioning"]),
+        lambda *args, **kwargs: entry(*args, **kwargs, **sampler_spec), options, grid=2 ** (stages - 1), device=device,
+        dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
+    )
+
+
+def _live_painter(system: Any, cfg: Mapping[str, Any], ladder: Ladder) -> Callable[..., list[Result]]:
+    """``Inpainter.paint`` on a system in training; the Inpainter is made at each call, for parts change devices."""
+
+    def paint(requests: list[Request], **options: Any) -> list[Result]:
+        painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, system.device, {})
+        return painter.paint(requests, **options)
+
+    return paint
+
+
+def _val_requests(data: ShardData, ladder: Ladder, count: int = 8) -> dict[str, list[Request]]:
+    """The first validation samples as requests by task: their own mask, level and text, painted over the picture."""
+    if not data.val_spec:
+        return {}
+    batch = next(iter(ShardLoader(FixedStream(data.samples("val"), count, count), lambda: 1)))
+    mask = ladder(batch.outline, batch.level)
+    requests: dict[str, list[Request]] = {}
+    for i, task in enumerate(batch.task.tolist()):
+        request = Request(batch.image[i], mask[i], batch.text[i], float(batch.level[i]), seed=i)
+        requests.setdefault(data.task_names[task], []).append(request)
+    return requests
+
+
+def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, Mapping[str, Tensor]]], None]:
+    """Writes a self-contained model folder of a system: averaged weights where given, frozen parts as they are."""
+
+    def export(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        raw = weights["raw"]
+        averaged = weights.get("ema", raw)
+        meta = {
+            "schema_version": MODEL_SCHEMA_VERSION, "kind": cfg["system"]["name"], "name": cfg["name"],
+            "images_seen": system.images_seen, "latent_scale": system.vae.scale, "latent_shift": system.vae.shift,
+            "pixel_range": [-1, 1], "licence": cfg.get("licence"), "training_data": cfg["data"]["train"],
+            "versions": provenance.versions(),
+        }
+        if "denoiser" not in cfg:
+            write_state(_part(averaged, "vae."), folder / "vae.safetensors")
+        else:
+            meta.update(ladder=cfg["ladder"], prediction=system.schedule.prediction, tasks=system.tasks)
+            write_state(_part(averaged, "denoiser."), folder / "unet.safetensors")
+            write_state(_part(raw, "denoiser."), folder / "unet.raw.safetensors")
+            text = _part(averaged, "text_tower.")
+            for name, state in (("vae", system.vae.state_dict()), ("text", text or system.text.state_dict())):
+                if (name, bool(text)) == ("text", True) or not (folder / f"{name}.safetensors").exists():
+                    write_state(state, folder / f"{name}.safetensors")  # a frozen part is written once
+        run_files.save(cfg, folder / "config.yaml")
+        run_files.write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
+
+    return export
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _without_weights(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != "weights"}
+
+
+def _checkpoint(run_dir: Path, resume: str) -> Path | None:
+    if resume not in ("never", "auto"):
+        raise ValueError(f"resume must be 'never' or 'auto', not '{resume}'")
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return last if last.is_file() else None
+    if (run_dir / "config.yaml").exists():
+        raise ValueError(f"{run_dir} holds a run already: resume=auto continues it, run_dir=... starts another")
+    return None

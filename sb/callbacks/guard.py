@@ -1,0 +1,82 @@
+"""Stops a run that has gone wrong: losses or gradients that are not finite, and too many broken samples."""
+
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb.registry import register
+
+NAMED = 8  # batch keys shown in a message
+
+
+class NotFiniteError(ValueError):
+    """The weights of this moment are suspect: nothing should be saved over older ones."""
+
+
+class Ledger(Protocol):
+    """Counts the samples that were skipped; ``check`` raises ValueError where they are too many."""
+
+    def add(self, batch: Any) -> None: ...
+    def check(self) -> None: ...
+
+
+@register("callback", "guard")
+class Guard(Callback):
+    """Logs ``grad/norm`` (before clipping), drops steps that are not finite, and stops after ``patience`` in a row.
+
+    The test is on the reduced gradient's norm, the same on every rank, so that all ranks drop or stop together; a
+    loss that is not finite shows there. Weights are never touched by a bad step. ``ledger`` is given at runtime.
+    """
+
+    def __init__(self, patience: int = 3, ledger: Ledger | None = None):
+        if patience < 1:
+            raise ValueError(f"guard: patience must be at least 1 step, not {patience}")
+        self.patience, self.ledger = patience, ledger
+        self._bad = 0
+        self._loss: Tensor | None = None
+        self._keys: list[str] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._keys = list(getattr(batch, "key", ()))
+        if self.ledger is not None:
+            self.ledger.add(batch)
+            self.ledger.check()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        which = [id(one) for one in trainer.optimizers].index(id(optimizer))
+        pl_module.log("grad/norm" if which == 0 else f"grad/norm_{which}", norm)
+        if torch.isfinite(norm):
+            self._bad = 0
+            return
+        self._bad += 1
+        for parameter in parameters:
+            parameter.grad = None
+        loss = "unknown" if self._loss is None else f"{float(self._loss):.4g}"
+        line = (
+            f"loss or gradient is not finite at step {trainer.global_step}, {getattr(pl_module, 'images_seen', '?')} "
+            f"images: loss {loss}, gradient norm {float(norm):.4g}; last batch: {_few(self._keys)}"
+        )
+        if self._bad >= self.patience:
+            raise NotFiniteError(
+                f"{line}; {self._bad} in a row: stopped. Lower the learning rate, or look at these samples"
+            )
+        rank_zero_warn(f"{line}; step skipped ({self._bad} of {self.patience})")
+
+
+def _few(keys: list[str]) -> str:
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return (", ".join(keys[:NAMED]) or "without keys") + more

@@ -1,0 +1,188 @@
+"""Checkpoints by images seen, whole or not at all, and the model folder beside them.
+
+``run_dir/checkpoints`` holds ``last.ckpt``, ``best.ckpt`` and ``images-000100000.ckpt``. A checkpoint is written to the
+side and renamed into place, so that an older one survives a full disk or a killed process.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from sb.callbacks.ema import EMA
+from sb.callbacks.guard import NotFiniteError
+from sb.registry import register
+
+Export = Callable[[Path, dict[str, dict[str, Tensor]]], None]
+
+
+class SaveError(ValueError):
+    """A checkpoint could not be written; the older ones are intact."""
+
+
+class StraightToFile(TorchCheckpointIO):
+    """Writes where it is told: Lightning's own goes through memory and the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@register("callback", "save")
+class Save(Checkpoint):
+    """Writes ``last.ckpt`` every ``every_images`` and at the end, ``best.ckpt`` when ``monitor`` improves, and keeps
+    ``images-N.ckpt`` every ``keep_images`` (null: none).
+
+    Images are counted at optimizer steps, after which the module's ``images_seen`` must be complete. After each save
+    ``export(run_dir/model, weights)`` writes the model folder; weights hold complete state dicts: ``raw`` and, with an
+    EMA callback, ``ema``. An interrupted run of one process is saved as of its last optimizer step, unless its loss
+    was not finite; with several ranks the last regular checkpoint stands, for a failing rank cannot wait for others.
+    Being one of Lightning's Checkpoint callbacks it runs after all others.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        every_images: int,
+        keep_images: int | None = None,
+        monitor: str | None = "val/loss",
+        mode: str = "min",
+        export: Export | None = None,
+    ):
+        for key, value in {"every_images": every_images, "keep_images": keep_images}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"save: {key} must be at least 1, not {value}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"save: mode '{mode}' is neither 'min' nor 'max'")
+        self.run_dir, self.every_images, self.keep_images = Path(run_dir), every_images, keep_images
+        self.monitor, self.mode, self.export = monitor, mode, export
+        self.best: float | None = None
+        self._step = 0
+        self._images: int | None = None  # at the last optimizer step; None before training
+        self._saved: int | None = None  # what last.ckpt holds
+
+    @property
+    def state_key(self) -> str:
+        return "save"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        with suppress(RuntimeError):  # sharded strategies have no such plugin and write their own way
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+                trainer.strategy.checkpoint_io = StraightToFile()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step, self._images = trainer.global_step, int(pl_module.images_seen)  # type: ignore[arg-type]
+        self._saved = self._images  # nothing new yet
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # half-accumulated gradients are in no checkpoint
+            return
+        assert self._images is not None
+        before, now = self._images, int(pl_module.images_seen)  # type: ignore[arg-type]
+        self._step, self._images = trainer.global_step, now
+        names = ["last.ckpt"] if before // self.every_images != now // self.every_images else []
+        if self.keep_images is not None and before // self.keep_images != now // self.keep_images:
+            names = [f"images-{now:09d}.ckpt", "last.ckpt"]
+        self._save(trainer, pl_module, names)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise ValueError(f"save: monitor '{self.monitor}' is not logged in validation; there is: {known}")
+        score = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "min" else -1
+        better = score == score and (self.best is None or sign * score < sign * self.best)
+        if trainer.strategy.broadcast(better):
+            self.best = score
+            self._save(trainer, pl_module, ["best.ckpt"])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._saved != self._images:
+            self._save(trainer, pl_module, ["last.ckpt"])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        nothing_new = self._images is None or self._saved == self._images
+        if nothing_new or trainer.world_size > 1 or isinstance(exception, (NotFiniteError, SaveError)):
+            return
+        pl_module.images_seen = self._images  # type: ignore[assignment]
+        if trainer.validating:  # resume with training, not in the middle of a validation
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+        try:
+            self._save(trainer, pl_module, ["last.ckpt"])
+        except (ValueError, RuntimeError) as error:
+            rank_zero_warn(f"the interrupted run could not be saved: {error}")
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, names: list[str]) -> None:
+        """One checkpoint under each of the names, then the model folder; called on all ranks."""
+        if not names:
+            return
+        folder = self.run_dir / "checkpoints"
+        aside = folder / ".writing.ckpt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(aside)
+            if trainer.is_global_zero:
+                for name in names[:-1]:
+                    _place_copy(aside, folder / name)
+                os.replace(aside, folder / names[-1])
+                if self.export is not None:
+                    self.export(self.run_dir / "model", _weights(trainer, pl_module))
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's short write
+                raise
+            aside.unlink(missing_ok=True)
+            raise SaveError(_explain(folder / names[-1], error)) from error
+        if "last.ckpt" in names:
+            self._saved = self._images
+
+
+def _place_copy(source: Path, target: Path) -> None:
+    """A second name for the same bytes where the file system can, else a copy; whole or not at all."""
+    aside = target.with_name(".placing.ckpt")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+    os.replace(aside, target)
+
+
+def _weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, dict[str, Tensor]]:
+    """Complete state dicts by name, on the module's device; the averages are fp32."""
+    state = {name: value.detach() for name, value in pl_module.state_dict().items()}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            return {"ema": state | callback.values(callback.primary), "raw": state | callback.raw()}
+    return {"raw": state}
+
+
+def _explain(path: Path, error: BaseException) -> str:
+    full = isinstance(error, RuntimeError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free / 2**30
+        if full:
+            return f"the disk is full: cannot write {path} ({free:.1f} GiB free); the older checkpoints are intact"
+    return f"cannot write {path}: {error}; the older checkpoints are intact"

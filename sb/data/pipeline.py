@@ -1,0 +1,211 @@
+"""From a position in the run to a sample, and from a reader's share of positions to batches.
+
+The table of contents of the loader: ``order`` says which stored sample stands at position j, ``shards`` reads its
+bytes, the task plans what they are used for, ``decode`` and ``crop`` make arrays, ``collate`` makes the batch.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sb.data.collate import Sample, collate
+from sb.data.crop import Crop, Frame, crop_image, crop_outline, draw_frame, enough_pixels, pixel_of
+from sb.data.decode import decode_image, decode_mask, read_record
+from sb.data.ledger import Broken
+from sb.data.order import Draws, Mixture, SourceOrder, local_positions
+from sb.data.shards import RawSample, ShardStore
+from sb.data.tasks import Plan, Task, pick
+from sb.types import Batch, Skip
+
+ATTEMPTS, ATTEMPTS_NEAR = 64, 8  # stand-ins tried for a sample, the first ones out of shards that are open anyway
+
+
+@dataclass
+class Look:
+    """How a stored image becomes a sample: the side in pixels, the crop, the share mirrored, the pixel limit."""
+
+    size_px: int
+    crop: Crop | None = None
+    flip: float = 0.5
+    max_pixels: int = 64_000_000
+
+
+class Samples:
+    """Sample j of a run, as a pure function of (seed, j). Picklable; keeps nothing but caches.
+
+    stores, weights: the sources and how often each is drawn. tasks, task_weights: likewise. An image that is broken,
+    or that its task cannot use, is replaced by a spare chosen from (seed, j) and named in ``Sample.skipped``.
+    """
+
+    def __init__(
+        self, stores: Sequence[ShardStore], weights: Sequence[float], tasks: Sequence[Task],
+        task_weights: Sequence[float], look: Look, seed: int, block_shards: int = 16,
+    ) -> None:
+        self.stores, self.tasks, self.task_weights = list(stores), list(tasks), list(task_weights)
+        if not tasks or min(task_weights) < 0 or not sum(task_weights):
+            raise ValueError(f"data: tasks need weights >= 0 that are not all 0, not {list(task_weights)}")
+        self.look, self.draws = look, Draws(seed)
+        self.mixture = Mixture(weights, seed)
+        self.orders = [SourceOrder(s.counts, seed, n, block_shards) for n, s in enumerate(stores)]
+        self._ahead: dict[int, tuple[int, int]] = {}
+
+    def sample(self, j: int) -> Sample:
+        """The sample at position j of the run; ValueError where no spare can be had either."""
+        source, position = self.mixture.place(j)
+        store, order = self.stores[source], self.orders[source]
+        self._fetch_ahead(source, position)
+        rng = self.draws.at(j, 0)
+        task = pick(rng, self.task_weights)
+        skipped = None
+        for attempt in range(ATTEMPTS):
+            try:
+                place = order.place(position)
+                if attempt:
+                    rng = self.draws.at(j, attempt)
+                    place = order.spare(position, rng.random(), anywhere=attempt > ATTEMPTS_NEAR)
+                raw = store.read(*place)
+                sample = self._make(raw, task, rng)
+                sample.skipped = skipped
+                return sample
+            except Broken as error:
+                last = Skip(error.reason, error.name or raw.name)
+                skipped = skipped or last
+        raise ValueError(
+            f"data: {ATTEMPTS} samples in a row cannot be used for task {task + 1} of {len(self.tasks)}, the last: "
+            f"{last.name} ({last.reason}); run tools/check_shards.py on {store.shards[0].address.rpartition('/')[0]}"
+        )
+
+    def plan(self, raw: RawSample, task: int, rng: np.random.Generator) -> tuple[dict[str, Any], Plan, Frame]:
+        """What will be shown of a stored sample: its record, the task's plan and the frame."""
+        record = read_record(raw.record, self.look.max_pixels)
+        plan = self.tasks[task].plan(record, rng)
+        frame = self._frame(record, None if plan.instance is None else plan.instance["box"], rng)
+        return record, plan, frame
+
+    def _make(self, raw: RawSample, task: int, rng: np.random.Generator) -> Sample:
+        record, plan, frame = self.plan(raw, task, rng)
+        size_px, own = self.look.size_px, None
+        width, height = record["width"], record["height"]
+        if plan.instance is not None:
+            mask = decode_mask(plan.instance["mask"], width, height)
+            own = crop_outline(mask, frame, size_px)
+            if not own.any():
+                pixel = pixel_of(mask)
+                if pixel is None:
+                    raise Broken("bad_mask")
+                frame = self._frame(record, pixel, rng)
+                own = crop_outline(mask, frame, size_px)
+        image = decode_image(raw.image, width, height, enough_pixels(width, height, frame, size_px))
+        pixels = crop_image(image, width, height, frame, size_px)
+        outline = self.tasks[task].outline(own, size_px, rng)
+        return Sample(pixels, outline, plan.level, task, plan.text, str(record.get("key", raw.name)))
+
+    def _frame(self, record: Mapping[str, Any], box: Sequence[float] | None, rng: np.random.Generator) -> Frame:
+        look = self.look
+        try:
+            return draw_frame(rng, record["width"], record["height"], box, look.crop, look.size_px, look.flip)
+        except (TypeError, IndexError, ValueError, OverflowError):  # a box that is not four finite numbers
+            raise Broken("bad_mask") from None
+
+    def _fetch_ahead(self, source: int, position: int) -> None:
+        if self.stores[source].remote and self._ahead.get(source) != (block := self.orders[source].block_of(position)):
+            self._ahead[source] = block
+            self.stores[source].fetch_ahead(self.orders[source].next_shards(position))
+
+
+@dataclass
+class Failure:
+    """An error on its way from a worker to the main process, where it is raised as one clear line."""
+
+    message: str
+
+
+class TrainStream(IterableDataset):  # type: ignore[type-arg]
+    """One rank's endless batches from position ``start`` on; worker w of W makes the batches w, w + W, ..."""
+
+    def __init__(self, samples: Samples, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> None:
+        self.samples, self.batch_size, self.rank, self.world, self.start = samples, batch_size, rank, world, start
+
+    def __iter__(self) -> Iterator[Batch | Failure]:
+        worker, workers = _worker()
+        for n in itertools.count(worker, workers):
+            yield _batch(self.samples, local_positions(self.start, n, self.rank, self.world, self.batch_size))
+
+
+class FixedStream(IterableDataset):  # type: ignore[type-arg]
+    """Positions 0 to ``count`` - 1 once, cut into one number of batches per rank, none empty and none padded.
+
+    Chunk n * world + rank is the rank's n-th batch; chunk sizes differ by at most one.
+    """
+
+    def __init__(self, samples: Samples, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if count < world:
+            raise ValueError(f"data: {count} validation samples cannot be split over {world} ranks; raise val_images")
+        self.samples, self.rank, self.world = samples, rank, world
+        self.num_batches = -(-count // (batch_size * world))
+        chunks = self.num_batches * world
+        self.cuts = [count * n // chunks for n in range(chunks + 1)]
+
+    def __iter__(self) -> Iterator[Batch | Failure]:
+        worker, workers = _worker()
+        for n in range(worker, self.num_batches, workers):
+            chunk = n * self.world + self.rank
+            yield _batch(self.samples, range(self.cuts[chunk], self.cuts[chunk + 1]))
+
+
+class ShardLoader:
+    """Batches of a stream, made by worker processes. Sized; what lies beneath may be endless.
+
+    start: where a TrainStream begins, asked at the first batch, because a checkpoint is restored after the loader
+    is built. length: batches in all, asked each time.
+    """
+
+    def __init__(
+        self, stream: TrainStream | FixedStream, length: Callable[[], int], *, workers: int = 0,
+        pin_memory: bool = False, prefetch: int = 4, start: Callable[[], int] | None = None,
+    ) -> None:
+        self.stream, self.start, self.length = stream, start, length
+        self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin_memory}
+        if workers:
+            self.options.update(prefetch_factor=prefetch, persistent_workers=isinstance(stream, FixedStream))
+        self._loader: DataLoader[Batch | Failure] | None = None
+
+    def __len__(self) -> int:
+        return self.length()
+
+    def __iter__(self) -> Iterator[Batch]:
+        if isinstance(self.stream, TrainStream):
+            self.stream.start = self.start() if self.start else self.stream.start
+            self._loader = None  # workers hold a copy of the stream, so a new start needs new ones
+        if self._loader is None:
+            self._loader = DataLoader(self.stream, **self.options)
+        for item in self._loader:
+            if isinstance(item, Failure):
+                raise ValueError(item.message)
+            yield item
+
+
+def check_enough_shards(where: str, shards: int, world: int, workers: int) -> None:
+    """Raise ValueError where some reader would have no shard of its own to open first."""
+    readers = world * max(workers, 1)
+    if shards < readers:
+        raise ValueError(
+            f"{where}: {shards} shards are fewer than {world} ranks x {max(workers, 1)} workers = {readers}; "
+            f"build at least {readers} smaller shards or lower data.workers"
+        )
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def _batch(samples: Samples, positions: range) -> Batch | Failure:
+    try:
+        return collate([samples.sample(j) for j in positions])
+    except (ValueError, OSError) as error:
+        return Failure(str(error))

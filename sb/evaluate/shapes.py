@@ -1,0 +1,190 @@
+"""Evaluate a model on the shapes world: paint unseen scenes under every kind of mask, measure, report.
+
+Four runs paint each scene: outline masks, box masks, box masks without the predicted mask (same seeds), and one fixed
+mask declared at several levels.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sb.config import write_whole
+from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
+from sb.evaluate.report import Sheet, contact_sheet, write_report
+from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_cases
+from sb.evaluate.shapes_metrics import Painted, Scores, object_of, score
+from sb.inpaint import Inpainter
+from sb.masks import Ladder
+from sb.pictures import save_png
+from sb.types import Result
+
+CONTROL_LEVEL = 2  # the rung that is drawn for the precision control
+CONTROL_DECLARED = (0, 1, 2, 3)
+
+
+def evaluate_shapes(
+    paint: Paint,
+    ladder: Ladder,
+    oracle: Oracle,
+    num_requests: int = 256,
+    batch: int = 64,
+    seed: int = 0,
+    out_dir: str | Path | None = None,
+    size_px: int = 64,
+    images_seen: int | None = None,
+    seconds: Mapping[str, float] | None = None,
+    sheet_rows: int = 8,
+) -> dict[str, Any]:
+    """The metrics as a dict; with ``out_dir`` also ``metrics.json``, ``report.md`` and ``contact_sheet.png`` there.
+
+    paint: requests in, results out; it must accept ``use_predicted=False``. seconds: earlier stages to list with ours.
+    """
+    clock = _Clock(seconds or {})
+    cases = make_cases(num_requests, seed, size_px)
+    box_level = ladder.num_levels
+    outlines, boxes = masks_at(cases, ladder, 0), masks_at(cases, ladder, box_level)
+    outline_results = paint_cases(paint, cases, outlines, 0, batch, "outline masks")
+    clock.lap("paint_outline")
+    box_results = paint_cases(paint, cases, boxes, box_level, batch, "box masks")
+    clock.lap("paint_box")
+    without = paint_cases(paint, cases, boxes, box_level, batch, "box masks, no predicted mask", use_predicted=False)
+    clock.lap("paint_box_without")
+    control, control_equal = _control(paint, cases, ladder, batch, outlines)
+    clock.lap("paint_control")
+    on_outline = score(cases, _painted(outline_results, outlines), oracle)
+    on_box = score(cases, _painted(box_results, boxes), oracle)
+    off = score(cases, _painted(without, boxes), oracle)
+    equal = on_outline.outside & on_box.outside & off.outside & control_equal
+    clock.lap("measure")
+    metrics: dict[str, Any] = {
+        **_values(on_outline, on_box, off),
+        "outside_equal": f"{int(equal.sum())} of {num_requests}",
+        "outside_equal_count": int(equal.sum()),
+        "occupancy": control,
+        "oracle_accuracy": oracle.accuracy.get("real"),
+        "oracle": oracle.accuracy,
+        "images_seen": images_seen,
+        "num_requests": num_requests,
+        "seed": seed,
+    }
+    if out_dir is not None:
+        sheet = _sheet(paint, cases[:sheet_rows], ladder, outline_results, box_results)
+        clock.lap("sheet")
+        metrics["seconds"] = clock.seconds
+        _write(Path(out_dir), metrics, sheet)
+    metrics["seconds"] = clock.seconds
+    return metrics
+
+
+def evaluate_model(
+    model: str | Path, out_dir: str | Path, num_requests: int = 256, batch: int = 64, seed: int = 0,
+    size_px: int = 64, device: str = "auto", oracle_file: str | Path | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """``evaluate_shapes`` of a stored model, with an oracle read from a file or trained on this model's VAE.
+
+    A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. ValueError where ``out_dir`` holds results.
+    """
+    out_dir = Path(out_dir)
+    if (out_dir / "metrics.json").exists():
+        raise ValueError(f"{out_dir} already holds metrics.json: choose another folder or remove it")
+    if num_requests < 1 or batch < 1:
+        raise ValueError(f"needs at least 1 request and 1 per batch, not {num_requests} and {batch}")
+    inpainter = Inpainter.load(str(model), device)
+    clock = _Clock(seconds or {})
+    if oracle_file is not None:
+        oracle = Oracle.load(oracle_file)
+    else:
+        oracle = train_oracle(vae_round_trip(inpainter.vae), size_px=size_px)
+        oracle.save(out_dir / "oracle.safetensors")
+    clock.lap("oracle")
+    return evaluate_shapes(
+        inpainter.paint, inpainter.ladder, oracle, num_requests, batch, seed, out_dir, size_px,
+        inpainter.about.get("images_seen"), clock.seconds,
+    )
+
+
+def _values(on_outline: Scores, on_box: Scores, off: Scores) -> dict[str, float | None]:
+    return {
+        "text_outline": _mean(on_outline.text),
+        "shape_outline": _mean(on_outline.shape),
+        "colour_outline": _mean(on_outline.colour),
+        "texture_outline": _mean(on_outline.texture),
+        "iou_outline": _mean(on_outline.iou),
+        "iou_before_paste": _mean(on_outline.iou_decoded),
+        "no_object_outline": _mean(on_outline.none),
+        "local_fd_outline": round(on_outline.local_fd, 3),
+        "text_box": _mean(on_box.text),
+        "shape_box": _mean(on_box.shape),
+        "colour_box": _mean(on_box.colour),
+        "texture_box": _mean(on_box.texture),
+        "no_object_box": _mean(on_box.none),
+        "occupancy_box": _mean(on_box.occupancy),
+        "occupancy_box_without": _mean(off.occupancy),
+        "text_box_without": _mean(off.text),
+        "background_db_box": round(on_box.background_db, 2),
+        "background_db_box_without": round(off.background_db, 2),
+        "mask_iou": None if on_box.mask_iou is None else _mean(on_box.mask_iou),
+        "local_fd": round(on_box.local_fd, 3),
+    }
+
+
+def _control(
+    paint: Paint, cases: Sequence[ShapesCase], ladder: Ladder, batch: int, outlines: Tensor
+) -> tuple[dict[str, float], Tensor]:
+    """Occupancy of one fixed mask by the level it is declared as, and where (B,) all pixels outside are equal."""
+    masks = masks_at(cases, ladder, min(CONTROL_LEVEL, ladder.num_levels))
+    background = torch.stack([case.background for case in cases])
+    occupancy, equal = {}, torch.ones(len(cases), dtype=torch.bool)
+    for declared in (level for level in CONTROL_DECLARED if level <= ladder.num_levels):
+        painted = _painted(paint_cases(paint, cases, masks, declared, batch, f"declared level {declared}"), masks)
+        found = object_of(painted.pixels, background, masks)
+        occupancy[str(declared)] = _mean(found.sum((1, 2, 3)) / masks.sum((1, 2, 3)))
+        equal &= ((painted.pixels == background) | (masks > 0)).flatten(1).all(1)
+    return occupancy, equal
+
+
+def _painted(results: Sequence[Result], masks: Tensor) -> Painted:
+    predicted = [result.predicted for result in results]
+    return Painted(
+        masks, torch.stack([result.pixels for result in results]), torch.stack([result.decoded for result in results]),
+        None if any(p is None for p in predicted) else torch.stack([p for p in predicted if p is not None]),
+    )
+
+
+def _sheet(
+    paint: Paint, cases: Sequence[ShapesCase], ladder: Ladder, outline_results: Sequence[Result],
+    box_results: Sequence[Result],
+) -> Sheet:
+    """The first scenes painted at every precision, outline to box."""
+    between = range(1, ladder.num_levels)
+    masks = [masks_at(cases, ladder, level) for level in range(ladder.num_levels + 1)]
+    middle = [paint_cases(paint, cases, masks[level], level, len(cases), f"sheet, level {level}") for level in between]
+    results = [outline_results[: len(cases)], *middle, box_results[: len(cases)]]
+    return Sheet(list(cases), masks, [list(row) for row in results])
+
+
+def _write(out_dir: Path, metrics: Mapping[str, Any], sheet: Sheet) -> None:
+    save_png(contact_sheet(sheet), out_dir / "contact_sheet.png")
+    write_whole(out_dir / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    write_report(out_dir / "report.md", metrics)
+
+
+def _mean(values: Tensor) -> float:
+    return round(float(values.float().mean()), 4)
+
+
+class _Clock:
+    def __init__(self, seconds: Mapping[str, float]):
+        self.seconds = dict(seconds)
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._last, 1)
+        self._last = now

@@ -1,0 +1,82 @@
+"""Devices, precision, strategy and seeds: how a run is placed on hardware."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+@dataclass
+class Placement:
+    """The ``trainer:`` section: how many images a run sees, on what hardware, every interval in images over all ranks.
+
+    images is rounded up so that the last step ends on a validation. Raises ValueError for a precision the device
+    cannot train in.
+    """
+
+    batch_size: int
+    images: int
+    val_every_images: int
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate: int = 1
+    clip: float | None = None
+    log_every_images: int = 1000
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.val_every_images, self.accumulate, self.log_every_images) < 1:
+            raise ValueError("trainer: images, val_every_images, log_every_images and accumulate must be at least 1")
+        on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        if str(self.precision).startswith("16") and not on_gpu:
+            raise ValueError(f"trainer: precision {self.precision} is unusably slow without a GPU; use bf16-mixed")
+        devices = self.devices
+        if devices in ("auto", -1):
+            devices = torch.cuda.device_count() if on_gpu else 1
+        self.images_per_step = self.batch_size * int(devices) * self.num_nodes * self.accumulate
+        steps = math.ceil(self.images / self.images_per_step)
+        self.steps_per_val = min(max(1, self.val_every_images // self.images_per_step), steps)
+        self.steps = math.ceil(steps / self.steps_per_val) * self.steps_per_val
+
+    @property
+    def total_images(self) -> int:
+        """Images of the whole run, over all ranks."""
+        return self.steps * self.images_per_step
+
+    def trainer(self, run_dir: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
+        """The Lightning Trainer; Lightning's own checkpoints never join in."""
+        bar: list[L.Callback] = [TQDMProgressBar(refresh_rate=20)] if self.progress_bar else []
+        return L.Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self.strategy,
+            precision=self.precision,  # type: ignore[arg-type]
+            max_steps=self.steps,
+            val_check_interval=self.steps_per_val * self.accumulate,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=self.accumulate,
+            gradient_clip_val=self.clip,
+            log_every_n_steps=max(1, self.log_every_images // self.images_per_step),
+            logger=TensorBoardLogger(run_dir, name="tensorboard", version=""),
+            callbacks=[*callbacks, *bar],
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=self.progress_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=run_dir,
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: they only matter for initial weights, everything else draws from its own."""
+    L.seed_everything(seed, verbose=False)

@@ -1,0 +1,75 @@
+"""What every VAE of ours shares: the posterior over latents, and the shift and scale that denoisers see.
+
+Legend: B batch, H W pixels, h w latent cells (H / factor), C latent channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian over raw latents z: mean and std, both (B, C, h, w); std is 0 for a plain encoder."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of z (B, C, h, w), with the noise made where the generator lives."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def kl(self) -> Tensor:
+        """Mean divergence from N(0, 1) per latent number, in nats; without a std, its ``mean^2 / 2`` part alone."""
+        mean, variance = self.mean.float(), self.std.float().square()
+        spread = variance - 1 - variance.clamp(min=1e-30).log()
+        return 0.5 * (mean.square() + torch.where(variance > 0, spread, torch.zeros_like(spread))).mean()
+
+
+class Autoencoder(nn.Module):
+    """Base of the VAEs: ``encode`` and ``decode`` speak raw z, ``latents`` and ``picture`` what a denoiser sees.
+
+    factor: pixels per latent cell side. latents = (z - shift) * scale: plain numbers, measured after training,
+    kept beside the weights (never in the state dict, so that published files load as they are).
+    """
+
+    factor: int
+    latent_channels: int
+
+    def __init__(self, scale: float, shift: float):
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def encode(self, image: Tensor) -> Posterior:
+        """image (B, 3, H, W) in [-1, 1], H and W multiples of ``factor``, to the posterior over z (B, C, h, w)."""
+        raise AssertionError("a VAE defines encode")
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Raw z (B, C, h, w) to an image (B, 3, H, W), about [-1, 1], not clamped."""
+        raise AssertionError("a VAE defines decode")
+
+    def latents(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] to (B, C, h, w) of about unit std: the mode, or a draw with a generator."""
+        posterior = self.encode(image)
+        z = posterior.mean if generator is None else posterior.sample(generator)
+        return (z - self.shift) * self.scale
+
+    def picture(self, latents: Tensor) -> Tensor:
+        """The inverse of ``latents``: (B, C, h, w) to an image (B, 3, H, W), about [-1, 1], not clamped."""
+        return self.decode(latents / self.scale + self.shift)
+
+
+def moments(posterior: Posterior) -> Tensor:
+    """Count, sum and sum of squares of the latents, (3,) float64: they add up over batches and ranks."""
+    mean = posterior.mean.double()
+    square = mean.square() + posterior.std.double().square()
+    return torch.stack([mean.new_tensor(mean.numel()), mean.sum(), square.sum()])
+
+
+def scale_and_shift(total: Tensor) -> tuple[float, float]:
+    """From added ``moments`` (3,): scale = 1 / std and shift = mean, so that latents have mean 0 and std 1."""
+    count, first, second = total.tolist()
+    shift = first / count
+    return max(second / count - shift * shift, 1e-12) ** -0.5, shift

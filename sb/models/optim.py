@@ -1,0 +1,74 @@
+"""Optimizers with a learning rate that is scheduled in images, so that the batch size does not change the recipe."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from sb.registry import register
+
+DECAYS = ("none", "linear", "cosine")
+
+
+class ImageSchedule:
+    """The factor on the learning rate after a number of optimizer steps of ``images_per_step`` images each.
+
+    It rises in a line over ``warmup_images``, then stays at 1, or falls in a line or half a cosine to 0 at
+    ``total_images``. An object, not a closure, so that it can be pickled.
+    """
+
+    def __init__(self, images_per_step: int, total_images: int, warmup_images: int, decay: str):
+        self.images_per_step, self.total_images = images_per_step, total_images
+        self.warmup_images, self.decay = warmup_images, decay
+
+    def __call__(self, step: int) -> float:
+        """The factor, in (0, 1], of optimizer step ``step`` (the first is 0)."""
+        images = step * self.images_per_step
+        if images < self.warmup_images:
+            return min((images + self.images_per_step) / self.warmup_images, 1.0)
+        done = (images - self.warmup_images) / max(self.total_images - self.warmup_images, 1)
+        done = min(max(done, 0.0), 1.0)
+        if self.decay == "linear":
+            return 1 - done
+        return 0.5 + 0.5 * math.cos(math.pi * done) if self.decay == "cosine" else 1.0
+
+
+@register("optimizer", "adamw")
+class AdamW:
+    """Factory of AdamW (arXiv 1711.05101) and its schedule: ``factory(params, images_per_step, total_images)``.
+
+    decay: ``none``, ``linear`` or ``cosine`` after the warm-up. fused: one kernel for all parameters; null uses it
+    where they lie on a CPU or a CUDA device. Raises ValueError for another decay.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        warmup_images: int = 0,
+        decay: str = "none",
+        fused: bool | None = None,
+    ):
+        if decay not in DECAYS:
+            raise ValueError(f"optimizer 'adamw': decay '{decay}' is none of {', '.join(DECAYS)}")
+        if len(betas) != 2:
+            raise ValueError(f"optimizer 'adamw': betas must be two numbers, not {list(betas)}")
+        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, (betas[0], betas[1]), eps
+        self.warmup_images, self.decay, self.fused = warmup_images, decay, fused
+
+    def __call__(
+        self, params: Iterable[torch.nn.Parameter], images_per_step: int, total_images: int
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimizer over ``params`` and its scheduler, to be stepped once per optimizer step."""
+        trained = [p for p in params if p.requires_grad]
+        fused = self.fused if self.fused is not None else all(p.device.type in ("cpu", "cuda") for p in trained)
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused
+        )
+        # a fused step could also unscale fp16 gradients, for which Lightning refuses to clip: leave that to the scaler
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        factor = ImageSchedule(images_per_step, total_images, self.warmup_images, self.decay)
+        return optimizer, LambdaLR(optimizer, factor)

@@ -1,0 +1,82 @@
+"""The UNet: published size, what it is told and what it answers."""
+
+import pytest
+import torch
+
+from sb.models.unet import UNet
+from sb.types import Condition
+
+SMALL = {"widths": (16, 32), "blocks": 1, "attention": (False, True), "heads": 2, "groups": 8}
+
+
+def condition(batch: int, level: torch.Tensor | None = None, pooled: int = 0) -> Condition:
+    return Condition(
+        torch.randn(batch, 5, 12), torch.randn(batch, pooled) if pooled else None,
+        torch.zeros(batch) if level is None else level,
+    )
+
+
+def small(**other) -> UNet:
+    return UNet(5, 4, 1, 12, 6, **{**SMALL, "zero_init": False, **other})
+
+
+def test_stable_diffusion_1_widths_give_its_published_parameter_count():
+    with torch.device("meta"):
+        plain = UNet(4, 4, 0, 768, 0)
+        ours = UNet(5, 4, 1, 768, 6)
+    assert sum(p.numel() for p in plain.parameters()) == 859_520_964
+    extra = 320 * 9 + (320 * 9 + 1) + 6 * 1280  # mask input, mask head, one row a level
+    assert sum(p.numel() for p in ours.parameters()) == 859_520_964 + extra
+
+
+def test_stable_diffusion_2_widths_give_its_published_parameter_count():
+    with torch.device("meta"):
+        plain = UNet(4, 4, 0, 1024, 0, heads=[5, 10, 20, 20], linear_projection=True)
+    assert sum(p.numel() for p in plain.parameters()) == 865_910_724
+
+
+def test_shapes_and_the_head():
+    x, t = torch.randn(2, 5, 8, 8), torch.tensor([0, 999])
+    prediction, logits = small()(x, t, condition(2))
+    assert prediction.shape == (2, 4, 8, 8) and logits.shape == (2, 1, 8, 8)
+    assert UNet(5, 4, 0, 12, 6, **SMALL)(x, t, condition(2))[1] is None
+
+
+def test_zero_init_starts_at_zero():
+    prediction, logits = small(zero_init=True)(torch.randn(1, 5, 8, 8), torch.tensor([3]), condition(1))
+    assert not prediction.any() and not logits.any()
+
+
+@pytest.mark.parametrize("pooled", [0, 7])
+def test_a_fractional_level_is_the_blend_of_its_neighbours(pooled):
+    unet = small(pooled_width=pooled)
+    cond = condition(3, torch.tensor([2.0, 3.0, 2.25]), pooled)
+    if pooled:
+        cond.pooled[:] = 0
+    else:
+        torch.nn.init.normal_(unet.class_embedding.weight)
+    vector = unet.class_vector(cond)
+    embedded = vector @ unet.class_embedding.weight if not pooled else unet.class_embedding(vector)
+    assert torch.allclose(embedded[2], 0.75 * embedded[0] + 0.25 * embedded[1], atol=1e-6)
+    assert not torch.allclose(embedded[0], embedded[1])
+
+
+@pytest.mark.parametrize("what", ["text", "time", "level", "pooled"])
+def test_it_listens_to(what):
+    unet = small(pooled_width=7)
+    x, t, cond = torch.randn(1, 5, 8, 8), torch.tensor([10]), condition(1, pooled=7)
+    before, _ = unet(x, t, cond)
+    if what == "time":
+        t = torch.tensor([900])
+    elif what == "text":
+        cond.tokens = torch.randn(1, 5, 12)
+    elif what == "level":
+        cond.level = torch.tensor([5.0])
+    else:
+        cond.pooled = torch.randn(1, 7)
+    assert not torch.allclose(before, unet(x, t, cond)[0])
+
+
+def test_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="2 widths and 3 attention flags"):
+        UNet(5, 4, 1, 12, 6, widths=(16, 32), attention=(True, True, False))

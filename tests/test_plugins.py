@@ -1,0 +1,100 @@
+"""A team's private package adds a denoiser, a degradation and a callback with no edit in ``sb/``."""
+
+import sys
+
+import pytest
+import torch
+
+from sb import config
+from sb.masks import Ladder
+from sb.registry import build
+from sb.types import Condition
+
+PACKAGE = '''
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from sb.registry import register
+
+
+@register("denoiser", "acme_flat")
+class Flat(nn.Module):
+    """One convolution that looks at x_t and the mask, and at nothing else."""
+
+    def __init__(self, in_channels: int, out_channels: int, latent_channels: int, kernel: int = 3):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+
+    def forward(self, x, t, cond):
+        out = self.conv(x)
+        return out[:, : self.latent_channels], out[:, self.latent_channels :]
+
+
+@register("degradation", "acme_spray")
+def spray(radius: int = 2):
+    """The outline, grown by a square."""
+    return lambda outline: torch.nn.functional.max_pool2d(outline, 2 * radius + 1, 1, radius)
+
+
+@register("callback", "acme_count")
+class Count(pl.Callback):
+    """Counts training batches."""
+
+    def __init__(self, start: int = 0):
+        self.batches = start
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches += 1
+'''
+RUN = """
+plugins: [acme_brushes]
+ladder:
+  levels: [{name: outline}, {name: acme_spray, radius: 1}, {name: box}]
+denoiser: {name: acme_flat, kernel: 3}
+callbacks: {count: {name: acme_count, start: 0}}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path, monkeypatch, own_registry):
+    """A run file in a folder that also holds the private package; the folder is the working folder."""
+    (tmp_path / "acme_brushes").mkdir()
+    (tmp_path / "acme_brushes" / "__init__.py").write_text(PACKAGE)
+    (tmp_path / "run.yaml").write_text(RUN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path / "run.yaml"
+    sys.modules.pop("acme_brushes", None)
+
+
+def test_private_entries_are_built_from_a_run_file(run_file):
+    overrides = ["ladder.levels.1.radius=3", "denoiser.kernel=1", "callbacks.count.start=7"]
+    cfg = config.plain(config.load(run_file, overrides))
+
+    denoiser = build("denoiser", cfg["denoiser"], in_channels=5, out_channels=5, latent_channels=4)
+    cond = Condition(torch.zeros(2, 1, 8), None, torch.zeros(2))
+    prediction, logits = denoiser(torch.zeros(2, 5, 8, 8), torch.zeros(2, dtype=torch.int64), cond)
+    assert prediction.shape == (2, 4, 8, 8) and logits.shape == (2, 1, 8, 8)
+    assert denoiser.conv.kernel_size == (1, 1)
+
+    outline = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    outline[..., 10:20, 10] = outline[..., 10, 10:20] = 1  # an L, whose box it does not fill
+    mask = Ladder(cfg["ladder"]["levels"])(outline, torch.tensor([1]))
+    assert int(mask.sum()) == 100 - 36  # the L grown by 3 px, clipped to its box: all but a 6 x 6 corner
+
+    assert build("callback", cfg["callbacks"]["count"]).batches == 7
+
+
+def test_a_typo_in_a_private_name_finds_the_private_name(run_file):
+    cfg = config.plain(config.load(run_file, ["denoiser.name=acme_flatt"]))
+    with pytest.raises(ValueError, match="did you mean 'acme_flat'"):
+        build("denoiser", cfg["denoiser"], in_channels=5, out_channels=5, latent_channels=4)
+
+
+def test_the_private_entry_needs_its_plugin(run_file):
+    run_file.write_text(RUN.replace("[acme_brushes]", "[]"))
+    cfg = config.plain(config.load(run_file))
+    with pytest.raises(ValueError, match="no degradation named 'acme_spray'"):
+        Ladder(cfg["ladder"]["levels"])

@@ -1,0 +1,64 @@
+"""From nothing to a painted picture: draw the shapes world, train a VAE and SmartBrush on it, measure, show.
+
+Each stage is one of the project's own commands, printed before it runs; a second call skips what is done.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+EXAMPLE = """example:
+  make quickstart                    installs and runs this
+  python tools/quickstart.py         continue where it stopped"""
+RUN = Path("runs/quickstart")
+STAGES = {
+    "train shards": "build_shards.py --source shapes --out {run}/shards/train num_images=20000 split=train",
+    "val shards": "build_shards.py --source shapes --out {run}/shards/val --images-per-shard 256 num_images=512 split=val",
+    "vae": "train.py configs/quickstart_vae.yaml resume=auto",
+    "smartbrush": "train.py configs/quickstart.yaml resume=auto",
+    "evaluation": "evaluate.py {run} --requests 256 --out {run}",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    seconds_file = RUN / "seconds.json"
+    seconds = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
+    for number, (stage, command) in enumerate(STAGES.items(), 1):
+        command = f"python tools/{command.format(run=RUN)}"
+        if stage in seconds:
+            print(f"[{number}/{len(STAGES)}] {stage}: done before, in {seconds[stage]:.0f} s", flush=True)
+            continue
+        print(f"\n[{number}/{len(STAGES)}] {stage}: {command}", flush=True)
+        started = time.monotonic()
+        code = subprocess.run([sys.executable, *command.split()[1:]]).returncode
+        if code:
+            print(f"error: stage '{stage}' ended with {code}; the same command continues from here", file=sys.stderr)
+            return code
+        seconds[stage] = round(time.monotonic() - started, 1)
+        RUN.mkdir(parents=True, exist_ok=True)
+        seconds_file.write_text(json.dumps(seconds, indent=1))
+    print(closing(seconds))
+    return 0
+
+
+def closing(seconds: dict[str, float]) -> str:
+    """What to open and what to type next."""
+    return f"""
+done in {sum(seconds.values()) / 60:.1f} minutes. Open
+  {RUN}/contact_sheet.png   what it paints, from the outline to the box
+  {RUN}/report.md           how well, in numbers
+Next:
+  python tools/inpaint.py --model {RUN} --image {RUN}/examples/scene.png --box 16,16,32,32 --text "striped blue star"
+  tensorboard --logdir {RUN}
+  python tools/train.py configs/shapes.yaml         the same for longer, and better"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

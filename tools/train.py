@@ -1,0 +1,38 @@
+"""Train what a run file describes: a VAE, or SmartBrush on top of one."""
+
+import argparse
+import sys
+
+EXAMPLE = """example:
+  python tools/train.py configs/shapes_vae.yaml
+  python tools/train.py configs/shapes.yaml trainer.images=500000 run_dir=runs/shapes_long
+  python tools/train.py configs/shapes.yaml resume=auto        continue runs/shapes, or start it
+everything lands in run_dir: config.yaml, versions.json, tensorboard/, checkpoints/, model/"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_file", metavar="RUN.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the run file; +key=value adds")
+    args = parser.parse_args()
+    try:
+        from sb import config
+
+        loaded = config.load(args.run_file, args.overrides)
+        from sb.assemble import assemble
+
+        run = assemble(loaded)
+        run.fit()
+        if run.trainer.is_global_zero:
+            print(f"done: {run.run_dir}/model, after {run.system.images_seen:,} images; "
+                  f"curves: tensorboard --logdir {run.run_dir}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
