@@ -77,6 +77,9 @@ def assemble(config: Any) -> Run:
         runtime.update(paint=_live_painter(system, cfg, ladder), requests=_val_requests(data, ladder))
     else:
         system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
+    if placement.channels_last:
+        for module in (system, system.vae):
+            module.to(memory_format=torch.channels_last)
     runtime["export"] = _exporter(cfg, system)
     callbacks = [build_fitted("callback", spec, runtime) for spec in (cfg.get("callbacks") or {}).values() if spec]
     return Run(run_dir, cfg, system, data, placement.trainer(run_dir, callbacks), checkpoint)
@@ -151,8 +154,9 @@ def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) ->
     for module, name in ((vae, "vae.safetensors"), (text, "text.safetensors"), (denoiser, unet)):
         load_state(module, read_state(folder / name), str(folder / name))
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in (vae, text, denoiser):
-        module.eval().requires_grad_(False).to(chosen)
+        module.eval().requires_grad_(False).to(chosen, memory_format=layout)
     return _inpainter(denoiser, vae, text, cfg, ladder, chosen, meta)
 
 

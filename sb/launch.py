@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 class Placement:
     """The ``trainer:`` section: how many images a run sees, on what hardware, every interval in images over all ranks.
 
-    images is rounded up so that the last step ends on a validation. Raises ValueError for a precision the device
+    images is rounded up so that the last step ends on a validation. channels_last: the memory layout of
+    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision the device
     cannot train in.
     """
 
@@ -31,6 +32,7 @@ class Placement:
     clip: float | None = None
     log_every_images: int = 1000
     progress_bar: bool = True
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if min(self.images, self.val_every_images, self.accumulate, self.log_every_images) < 1:

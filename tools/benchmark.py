@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = whole.add_subparsers(dest="part", required=True, metavar="PART")
-    loader = parts.add_parser("loader", help="the data loader beside a bare loop that reads and decodes the same samples")
+    loader = parts.add_parser("loader", help="the data loader beside a bare loop over the same samples")
     loader.add_argument("shards", nargs="+", help="local shard folders, tars or patterns")
     loader.add_argument("--size", type=int, default=128, help="side of a sample in px (default 128)")
     loader.add_argument("--batch-size", type=int, default=32, help="images per batch (default 32)")

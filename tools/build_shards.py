@@ -60,6 +60,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on, finished shards are kept", file=sys.stderr)
+        return 130
     return 0
 
 

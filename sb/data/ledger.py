@@ -22,7 +22,7 @@ class Broken(Exception):
 class SkipLedger:
     """Counts of skipped samples by reason, over all batches that reached the main process."""
 
-    def __init__(self, max_broken_share: float = 0.05, min_samples: int = 100) -> None:
+    def __init__(self, max_broken_share: float = 0.1, min_samples: int = 256) -> None:
         if not 0 <= max_broken_share <= 1:
             raise ValueError(f"max_broken_share {max_broken_share} is outside [0, 1]")
         self.max_broken_share, self.min_samples = max_broken_share, min_samples

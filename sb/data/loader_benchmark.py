@@ -79,7 +79,8 @@ def benchmark_loader(
         speeds["bare"].append(len(jobs) / _bare_pass(jobs, size_px))
         speeds["loader"].append(len(jobs) / _loader_pass(samples, batches, batch_size, workers, jobs))
         speeds["decode"].append(len(jobs) / _decode_pass(jobs, size_px))
-        report(f"pass {number + 1}: " + ", ".join(f"{name} {speed[-1]:.0f}" for name, speed in speeds.items()) + " images/s")
+        latest = ", ".join(f"{name} {speed[-1]:.0f}" for name, speed in speeds.items())
+        report(f"pass {number + 1}: {latest} images/s")
     result = {name: statistics.median(speed) for name, speed in speeds.items()}
     result["ratio"] = statistics.median(a / b for a, b in zip(speeds["loader"], speeds["bare"], strict=True))
     result["decode_ratio"] = statistics.median(a / b for a, b in zip(speeds["loader"], speeds["decode"], strict=True))

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -54,7 +55,7 @@ class ShardData(pl.LightningDataModule):
         val_images: int = 256,
         cache_dir: str | None = None,
         cache_gib: float = 20.0,
-        max_broken_share: float = 0.05,
+        max_broken_share: float = 0.1,
         max_megapixels: float = 64.0,
     ) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class ShardData(pl.LightningDataModule):
         }
         self.ledger = SkipLedger(max_broken_share)
         self.total_images: int | None = None
+        self._restored = 0
         self._samples: dict[str, Samples] = {}
 
     @property
@@ -118,13 +120,15 @@ class ShardData(pl.LightningDataModule):
         return self._loader(stream, lambda: stream.num_batches, min(self.workers, stream.num_batches))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of the run rests on."""
-        return {"order": self._fingerprint()}
+        """What the order of the run rests on, and how many batches a resumed run has behind it."""
+        return {"order": self._fingerprint(), "batches": self._batches_done()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Say so where the sequence is no longer the one that the checkpoint was trained on."""
+        """Take over the batches done; say so where the sequence is not the one that the checkpoint was trained on."""
+        self._restored = int(state_dict.get("batches", 0))
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is, by images_seen
         if state_dict.get("order") != self._fingerprint():
-            log.warning("shards, their weights, data.shuffle_shards or the seed changed: the order of images is another")
+            log.warning("shards, weights, data.shuffle_shards or the seed changed: the order of images is another")
 
     def _build(self, split: str) -> Samples:
         entries = self.train_spec if split == "train" else self.val_spec
@@ -152,9 +156,14 @@ class ShardData(pl.LightningDataModule):
         """Batches done plus batches still to come, so that it stays right when the number of ranks changes."""
         if self.total_images is None:
             raise ValueError("data: total_images is not set; it is the number of images of the whole run")
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer is not None else 0
         left = max(self.total_images - self._images_seen(), 0)
-        return int(done) + -(-left // (self.batch_size * self._world))
+        return self._batches_done() + -(-left // (self.batch_size * self._world))
+
+    def _batches_done(self) -> int:
+        """As Lightning counts them; its own count is restored later than the length of the loader is asked for."""
+        if self.trainer is None:
+            return self._restored
+        return max(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready, self._restored)
 
     def _images_seen(self) -> int:
         return int(getattr(self.trainer.lightning_module, "images_seen", 0)) if self.trainer is not None else 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sb.data.collate import Sample, collate
+from sb.data.collate import Parcel, Sample, collate
 from sb.data.crop import Crop, Frame, crop_image, crop_outline, draw_frame, enough_pixels, pixel_of
 from sb.data.decode import decode_image, decode_mask, read_record
 from sb.data.ledger import Broken
@@ -130,7 +130,7 @@ class TrainStream(IterableDataset):  # type: ignore[type-arg]
     def __init__(self, samples: Samples, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> None:
         self.samples, self.batch_size, self.rank, self.world, self.start = samples, batch_size, rank, world, start
 
-    def __iter__(self) -> Iterator[Batch | Failure]:
+    def __iter__(self) -> Iterator[Parcel | Failure]:
         worker, workers = _worker()
         for n in itertools.count(worker, workers):
             yield _batch(self.samples, local_positions(self.start, n, self.rank, self.world, self.batch_size))
@@ -150,7 +150,7 @@ class FixedStream(IterableDataset):  # type: ignore[type-arg]
         chunks = self.num_batches * world
         self.cuts = [count * n // chunks for n in range(chunks + 1)]
 
-    def __iter__(self) -> Iterator[Batch | Failure]:
+    def __iter__(self) -> Iterator[Parcel | Failure]:
         worker, workers = _worker()
         for n in range(worker, self.num_batches, workers):
             chunk = n * self.world + self.rank
@@ -172,7 +172,7 @@ class ShardLoader:
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin_memory}
         if workers:
             self.options.update(prefetch_factor=prefetch, persistent_workers=isinstance(stream, FixedStream))
-        self._loader: DataLoader[Batch | Failure] | None = None
+        self._loader: DataLoader[Parcel | Failure] | None = None
 
     def __len__(self) -> int:
         return self.length()
@@ -186,7 +186,7 @@ class ShardLoader:
         for item in self._loader:
             if isinstance(item, Failure):
                 raise ValueError(item.message)
-            yield item
+            yield item.batch()
 
 
 def check_enough_shards(where: str, shards: int, world: int, workers: int) -> None:
@@ -204,7 +204,7 @@ def _worker() -> tuple[int, int]:
     return (0, 1) if info is None else (info.id, info.num_workers)
 
 
-def _batch(samples: Samples, positions: range) -> Batch | Failure:
+def _batch(samples: Samples, positions: range) -> Parcel | Failure:
     try:
         return collate([samples.sample(j) for j in positions])
     except (ValueError, OSError) as error:

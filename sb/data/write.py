@@ -9,13 +9,16 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import shutil
+import signal
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,8 @@ def _prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str,
             raise ValueError(f"{out} holds {what} build that differs in {_difference(before, config)}; "
                              "name another --out, or --overwrite")
         if place == state:
+            for part in state.parent.glob("*.part"):
+                part.unlink()  # of a writer that was killed
             return None
         for entry in stored["shards"]:
             tar = out / entry["file"]
@@ -147,8 +152,8 @@ def _run(plan: Plan, todo: list[int], workers: int, num_items: int) -> None:
                 writer.write(shard)
             return
         context = get_context("spawn")
-        counter = context.Value("q", 0)
-        with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (plan, counter)) as pool:
+        counter, stop = context.Value("q", 0), context.Event()
+        with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (plan, counter, stop)) as pool:
             pending: set[Future[None]] = {pool.submit(_work, shard) for shard in todo}
             try:
                 while pending:
@@ -160,6 +165,7 @@ def _run(plan: Plan, todo: list[int], workers: int, num_items: int) -> None:
                 raise ValueError("a worker process died (out of memory?); run again to go on, "
                                  "finished shards are kept") from None
             except BaseException:
+                stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -167,14 +173,26 @@ def _run(plan: Plan, todo: list[int], workers: int, num_items: int) -> None:
 _writer: "ShardWriter | None" = None
 
 
-def _start_worker(plan: Plan, counter: Any) -> None:
+def _start_worker(plan: Plan, counter: Any, stop: Any) -> None:
     global _writer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent tells us
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
     def advance(num: int) -> None:
         with counter.get_lock():
             counter.value += num
+        if stop.is_set():
+            raise InterruptedError("the build was stopped")
 
     _writer = ShardWriter(plan, advance)
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(shard: int) -> None:

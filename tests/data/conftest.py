@@ -15,7 +15,9 @@ WIDTH, HEIGHT = 48, 40
 HOLE = (8, 6, 20, 24)  # left, top, width, height of the only object of every image
 
 
-def tiny_sample(number, *, captions=("red block",), caption="a photo of a block", size=(WIDTH, HEIGHT), extension="png"):
+def tiny_sample(
+    number, *, captions=("red block",), caption="a photo of a block", size=(WIDTH, HEIGHT), extension="png",
+):
     """Image ``number`` as a webdataset sample: noise with a red rectangle, and its exact mask."""
     width, height = size
     pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -46,7 +48,7 @@ def write_tar(path, samples):
 
 
 def write_set(folder, shards, spoil=None, **options):
-    """``shards`` lists the samples per tar; writes tars, indexes and a manifest. spoil(number, sample) may change one."""
+    """Tars of so many samples each, their indexes and a manifest. spoil(number, sample) may give another sample."""
     from sb.data.index import write_index
 
     folder = Path(folder)

@@ -23,7 +23,7 @@ def test_every_kind_of_address_reads_the_same_samples(tiny, tmp_path):
     assert len(wanted) == 9
     for address in (
         f"{folder}/", f"{folder}/manifest.json", f"{folder}/*.tar", f"{folder}/shard-{{000000..000002}}.tar",
-        f"{folder}/shard-00000[0-2].tar", f"{folder}/shard-000000.tar {folder}/shard-000001.tar {folder}/shard-000002.tar",
+        f"{folder}/shard-00000[0-2].tar", " ".join(f"{folder}/shard-00000{n}.tar" for n in range(3)),
     ):
         assert everything(ShardStore(address.split())) == wanted, address
     assert ShardStore(folder).labels == {"block": 9}

@@ -1,0 +1,104 @@
+"""The training step: what it noises, whom it tells what, and that it can learn."""
+
+import pytest
+import torch
+
+from sb.conditioning import SmartBrushConditioning
+from sb.losses import DenoisingObjective
+from sb.masks import Ladder
+from sb.models.smartbrush import SmartBrush
+from sb.models.text import tiny
+from sb.models.tiny_vae import TinyVAE
+from sb.models.unet import UNet
+from sb.schedule import scaled_linear
+from sb.types import Batch
+
+LADDER = Ladder([{"name": "outline"}, {"name": "blur", "sigma": 0.1}, {"name": "box"}])
+
+
+def a_system(**other) -> SmartBrush:
+    text = tiny(width=16, layers=1, heads=2)
+    parts = dict(
+        denoiser=UNet(8 + 16, 8, 16, 16, 3, widths=(16, 32), attention=(False, True), blocks=1, heads=2, groups=8,
+                      pooled_width=16, zero_init=False),
+        vae=TinyVAE(latent_channels=8, stages=2, widths=16, blocks=1), text=text,
+        schedule=scaled_linear(prediction="v", zero_terminal_snr=True), ladder=LADDER,
+        conditioning=SmartBrushConditioning(16), objective=DenoisingObjective(), optimizer=None,
+        tasks=["object", "text_to_image"], has_object=[True, False], object_share=0.8, total_images=100, batch_size=4,
+        seed=0,
+    )
+    return SmartBrush(**{**parts, **other})
+
+
+def a_batch() -> Batch:
+    image = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    outline = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+    outline[:, :, 8:20, 10:14] = 1
+    outline[:, :, 8:12, 10:24] = 1
+    outline[3] = 1
+    level, task = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 0, 1])
+    return Batch(image, outline, level, task, ["star", "red star", "ring", "a scene"], list("abcd")).check()
+
+
+def step(system, batch, seed=0, dropout=0.0):
+    return system.step(batch, torch.Generator().manual_seed(seed), dropout)
+
+
+def test_total_is_denoising_plus_a_hundredth_of_dice():
+    system = a_system(object_share=0.75)  # the batch's own share
+    out = step(system, a_batch())
+    assert torch.allclose(out["loss"], out["denoise"] + 0.01 * out["dice"])
+
+
+def test_what_callbacks_get():
+    out = step(a_system(), a_batch())
+    assert out["predicted"].shape == out["target"].shape == (4, 16, 8, 8)
+    assert out["denoise_each"].shape == out["dice_each"].shape == (4,)
+    assert out["has_object"].tolist() == [True, True, True, False]
+    assert torch.equal(out["mask"][:1], a_batch().outline[:1])  # level 0 is the outline
+    assert int(out["mask"][3].min()) == 1  # text-to-image: the whole picture
+    assert not any(v.requires_grad for k, v in out.items() if k != "loss")
+
+
+def test_dice_leaves_out_samples_without_an_object():
+    batch = a_batch()
+    with_all = step(a_system(), batch)
+    assert torch.allclose(with_all["dice"], with_all["dice_each"][:3].mean())
+
+
+def test_the_same_seed_gives_the_same_loss_and_another_one_does_not():
+    system = a_system()
+    assert torch.equal(step(system, a_batch(), 1)["loss"], step(system, a_batch(), 1)["loss"])
+    assert not torch.equal(step(system, a_batch(), 1)["loss"], step(system, a_batch(), 2)["loss"])
+
+
+def test_dropping_all_text_is_asking_for_nothing():
+    system, batch = a_system(), a_batch()
+    dropped = step(system, batch, dropout=1.0)["loss"]
+    kept = step(system, batch)["loss"]
+    batch.text = [""] * 4
+    assert torch.equal(dropped, step(system, batch)["loss"]) and not torch.equal(dropped, kept)
+
+
+def test_frozen_towers_are_neither_trained_nor_saved():
+    names = set(a_system().state_dict())
+    assert all(name.startswith("denoiser.") for name in names)
+    trained = a_system(train_text=True)
+    assert any(name.startswith("text_tower.") for name in trained.state_dict())
+    assert not any(p.requires_grad for p in trained.vae.parameters())
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_it_learns_one_batch(prediction):
+    torch.manual_seed(0)
+    system, batch = a_system(schedule=scaled_linear(prediction=prediction, zero_terminal_snr=True)), a_batch()
+    optimizer = torch.optim.Adam(system.parameters(), 3e-3)
+    first, last = [], []
+    for i in range(60):
+        out = step(system, batch, seed=i)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        (first if i < 10 else last).append([float(out["denoise"]), float(out["dice"])])
+    before, after = torch.tensor(first).mean(0), torch.tensor(last[-10:]).mean(0)
+    assert (after < 0.8 * before).all(), (before, after)

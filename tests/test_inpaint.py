@@ -1,0 +1,121 @@
+"""The Inpainter: nothing outside the mask changes, whatever the size, batch or options."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sb.conditioning import SmartBrushConditioning
+from sb.inpaint import Inpainter, PaintOptions
+from sb.masks import Ladder
+from sb.models.text import tiny
+from sb.models.tiny_vae import TinyVAE
+from sb.models.unet import UNet
+from sb.samplers import ddim
+from sb.schedule import scaled_linear
+from sb.types import Request
+
+LADDER = Ladder([{"name": "outline"}, {"name": "blur", "sigma": 0.1}, {"name": "box"}])
+
+
+@pytest.fixture(scope="module")
+def painter() -> Inpainter:
+    torch.manual_seed(0)
+    text = tiny(width=16, layers=1, heads=2)
+    unet = UNet(8 + 16, 8, 16, 16, 3, widths=(16, 32), attention=(False, True), blocks=1, heads=2, groups=8,
+                pooled_width=16, zero_init=False)
+    vae = TinyVAE(latent_channels=8, stages=2, widths=16, blocks=1)
+    schedule = scaled_linear(prediction="v", zero_terminal_snr=True)
+    return Inpainter(
+        unet.eval(), vae.eval(), text.eval(), schedule, LADDER, SmartBrushConditioning(16), ddim,
+        PaintOptions(steps=3, guidance=2.0), grid=2,
+    )
+
+
+def a_request(height: int = 32, width: int = 32, seed: int = 0, **other) -> Request:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, height // 4: height // 2, width // 4: -width // 4] = 1
+    return Request(image, mask, "red star", **{"seed": seed, **other})
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (64, 20), (9, 70)])
+@pytest.mark.parametrize("use_predicted", [True, False])
+def test_outside_is_bit_equal_and_inside_is_painted(painter, height, width, use_predicted):
+    request = a_request(height, width)
+    result = painter.paint([request], use_predicted=use_predicted, threshold=0.0)[0]
+    outside = (request.mask == 0).expand(3, -1, -1)
+    assert result.pixels.shape == request.image.shape
+    assert torch.equal(result.pixels[outside], request.image[outside])
+    assert not torch.equal(result.pixels, request.image)
+    assert result.predicted.shape == request.mask.shape and not (result.predicted * (request.mask == 0)).any()
+
+
+def test_a_request_does_not_depend_on_its_batch(painter):
+    requests = [a_request(seed=i, level=float(i)) for i in range(3)] + [a_request(48, 32, seed=9)]
+    together = painter.paint(requests)
+    for request, batched in zip(requests, together, strict=True):
+        alone = painter.paint([request])[0]
+        assert (alone.pixels.int() - batched.pixels.int()).abs().max() <= 1
+
+
+def test_seed_text_level_guidance_steps_and_negative_each_matter(painter):
+    base = painter.paint([a_request()], use_predicted=False)[0].decoded
+    others = [
+        painter.paint([a_request(level=2.0)], use_predicted=False),
+        painter.paint([a_request(negative="blue ring")], use_predicted=False),
+        painter.paint([a_request()], use_predicted=False, guidance=1.0),
+        painter.paint([a_request()], use_predicted=False, steps=5),
+    ]
+    changed = a_request()
+    changed.seed = 5
+    others.append(painter.paint([changed], use_predicted=False))
+    for (other,) in others:
+        assert not torch.equal(base, other.decoded)
+
+
+def test_predicted_nothing_keeps_the_picture(painter):
+    """A mask head that sees no object gives the untouched picture back: the preserved background."""
+    request = a_request()
+    result = painter.paint([request], threshold=1.0)[0]
+    assert torch.equal(result.pixels, request.image)
+
+
+def test_in_python_with_pictures(painter):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 8:20] = 1
+    result = painter(picture, mask, "red star", precision="box", seed=3)
+    assert result.image.size == (32, 32) and result.predicted_mask.size == (32, 32) and result.seed == 3
+    assert set(result.seconds) == {"encode", "sample", "decode"}
+    same = painter(picture, Image.fromarray(mask * 255), "red star", precision=0.0, seed=3)
+    assert torch.equal(result.pixels, same.pixels)
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda r: setattr(r, "mask", r.mask * 0), "the mask is empty"),
+    (lambda r: setattr(r, "mask", r.mask[:, :16]), "the mask is 32x16 px and the image 32x32 px"),
+    (lambda r: setattr(r, "mask", r.mask * 255), "holds 0 .keep. and 1 .generate., this one holds 255"),
+    (lambda r: setattr(r, "level", 2.5), "level 2.5 is outside 0 .outline. to 2 .box."),
+])
+def test_bad_requests_get_one_clear_line(painter, change, says):
+    request = a_request()
+    change(request)
+    with pytest.raises(ValueError, match=says):
+        painter.paint([request])
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"guidence": 3.0}, "did you mean 'guidance'"),
+    ({"steps": 0}, "steps >= 1"),
+    ({"feather_px": -1}, "must be 0 or more"),
+])
+def test_bad_options_get_one_clear_line(painter, options, says):
+    with pytest.raises(ValueError, match=says):
+        painter.paint([a_request()], **options)
+
+
+def test_an_unknown_precision_is_named(painter):
+    with pytest.raises(ValueError, match="precision 'exact' is not a number"):
+        painter(np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.uint8), "star", precision="exact")
