@@ -270,6 +270,6 @@ def _checkpoint(run_dir: Path, resume: str) -> Path | None:
     last = run_dir / "checkpoints" / "last.ckpt"
     if resume == "auto":
         return last if last.is_file() else None
-    if (run_dir / "config.yaml").exists():
+    if launch.is_first_process() and (run_dir / "config.yaml").exists():
         raise ValueError(f"{run_dir} holds a run already: resume=auto continues it, run_dir=... starts another")
     return None

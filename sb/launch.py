@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 @dataclass
@@ -77,6 +78,11 @@ class Placement:
             use_distributed_sampler=False,
             default_root_dir=run_dir,
         )
+
+
+def is_first_process() -> bool:
+    """Whether this process is rank 0 of the job, as far as its launcher has said; known before a Trainer exists."""
+    return rank_zero_only.rank == 0
 
 
 def seed_everything(seed: int) -> None:

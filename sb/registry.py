@@ -33,8 +33,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "sb.callbacks.speed",
         "sb.callbacks.guard",
         "sb.callbacks.save",
+        "sb.evaluate.shapes_callback",
     ),
-    "metric": ("sb.metrics",),
 }
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in HOMES}
 _BASIC = (bool, int, float, str)

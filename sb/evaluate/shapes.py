@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sb.config import write_whole
@@ -56,9 +57,9 @@ def evaluate_shapes(
     clock.lap("paint_box_without")
     control, control_equal = _control(paint, cases, ladder, batch, outlines)
     clock.lap("paint_control")
-    on_outline = score(cases, _painted(outline_results, outlines), oracle)
-    on_box = score(cases, _painted(box_results, boxes), oracle)
-    off = score(cases, _painted(without, boxes), oracle)
+    on_outline = score(cases, painted_of(outline_results, outlines), oracle)
+    on_box = score(cases, painted_of(box_results, boxes), oracle)
+    off = score(cases, painted_of(without, boxes), oracle)
     equal = on_outline.outside & on_box.outside & off.outside & control_equal
     clock.lap("measure")
     metrics: dict[str, Any] = {
@@ -74,6 +75,7 @@ def evaluate_shapes(
     }
     if out_dir is not None:
         sheet = _sheet(paint, cases[:sheet_rows], ladder, outline_results, box_results)
+        _write_example(Path(out_dir) / "examples", cases[0], boxes[0])
         clock.lap("sheet")
         metrics["seconds"] = clock.seconds
         _write(Path(out_dir), metrics, sheet)
@@ -142,14 +144,15 @@ def _control(
     background = torch.stack([case.background for case in cases])
     occupancy, equal = {}, torch.ones(len(cases), dtype=torch.bool)
     for declared in (level for level in CONTROL_DECLARED if level <= ladder.num_levels):
-        painted = _painted(paint_cases(paint, cases, masks, declared, batch, f"declared level {declared}"), masks)
+        painted = painted_of(paint_cases(paint, cases, masks, declared, batch, f"declared level {declared}"), masks)
         found = object_of(painted.pixels, background, masks)
         occupancy[str(declared)] = _mean(found.sum((1, 2, 3)) / masks.sum((1, 2, 3)))
         equal &= ((painted.pixels == background) | (masks > 0)).flatten(1).all(1)
     return occupancy, equal
 
 
-def _painted(results: Sequence[Result], masks: Tensor) -> Painted:
+def painted_of(results: Sequence[Result], masks: Tensor) -> Painted:
+    """Results of one run as stacked tensors, ready to be scored."""
     predicted = [result.predicted for result in results]
     return Painted(
         masks, torch.stack([result.pixels for result in results]), torch.stack([result.decoded for result in results]),
@@ -173,6 +176,13 @@ def _write(out_dir: Path, metrics: Mapping[str, Any], sheet: Sheet) -> None:
     save_png(contact_sheet(sheet), out_dir / "contact_sheet.png")
     write_whole(out_dir / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     write_report(out_dir / "report.md", metrics)
+
+
+def _write_example(folder: Path, case: ShapesCase, mask: Tensor) -> None:
+    """A scene and a mask to try ``tools/inpaint.py`` on."""
+    save_png(Image.fromarray(case.background.permute(1, 2, 0).numpy()), folder / "scene.png")
+    save_png(Image.fromarray(case.outline[0].numpy() * 255), folder / "outline.png")
+    save_png(Image.fromarray(mask[0].numpy() * 255), folder / "box.png")
 
 
 def _mean(values: Tensor) -> float:
