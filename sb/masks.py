@@ -118,7 +118,9 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
         return torch.exp(-distance / (2 * width * width)) / total  # (B, L, L)
 
     height, width_px = image.shape[-2:]
-    return (kernel(height) @ image[:, 0].float() @ kernel(width_px)).unsqueeze(1)
+    down = kernel(height)
+    across = down if width_px == height else kernel(width_px)
+    return (down @ image[:, 0].float() @ across).unsqueeze(1)
 
 
 def hole_of(mask: Tensor, factor: int) -> Tensor:
