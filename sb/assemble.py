@@ -50,7 +50,8 @@ class Run:
         if self.trainer.is_global_zero:
             run_files.save(self.config, self.run_dir / "config.yaml")
             run_files.write_whole(self.run_dir / "versions.json", provenance.versions_json())
-        self.trainer.fit(self.system, self.data, ckpt_path=self.checkpoint, weights_only=True if self.checkpoint else None)
+        safely = True if self.checkpoint else None  # what comes from outside is read without its code
+        self.trainer.fit(self.system, self.data, ckpt_path=self.checkpoint, weights_only=safely)
 
 
 def assemble(config: Any) -> Run:
@@ -173,7 +174,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """A model folder's ``meta.json``, refused where it was written by a later version."""
     meta = json.loads((folder / "meta.json").read_text())
     if meta.get("schema_version", 0) > MODEL_SCHEMA_VERSION:
-        raise ValueError(f"{folder} has schema {meta['schema_version']}, this version reads up to {MODEL_SCHEMA_VERSION}")
+        raise ValueError(
+            f"{folder} has schema {meta['schema_version']}, this version reads up to {MODEL_SCHEMA_VERSION}"
+        )
     return meta
 
 
@@ -185,7 +188,8 @@ def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L
     share = sum(w for w, has in zip(weights, has_object, strict=True) if has) / sum(weights)
     return build(
         "system", cfg["system"], denoiser=build_denoiser(cfg, ladder, vae.latent_channels, text), vae=vae, text=text,
-        schedule=build("schedule", cfg["schedule"]), ladder=ladder, conditioning=build("conditioning", cfg["conditioning"]),
+        schedule=build("schedule", cfg["schedule"]), ladder=ladder,
+        conditioning=build("conditioning", cfg["conditioning"]),
         tasks=[task["name"] for task in tasks], has_object=has_object, object_share=share or 1.0, **clock,
     )
 

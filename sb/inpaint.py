@@ -95,7 +95,7 @@ class Inpainter:
 
     @torch.no_grad()
     def paint(self, requests: Sequence[Request], **options: Any) -> list[Result]:
-        """Results in the order of the requests; those that share a padded size share a batch.
+        """Results in the order of the requests; those of one picture size share a batch.
 
         Raises ValueError for a request that does not fit its picture, or an unknown option.
         """

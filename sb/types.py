@@ -130,7 +130,8 @@ class Result:
     """One painted picture.
 
     pixels: (3, H, W) uint8, equal to the request's image outside its mask. decoded: (3, H, W) uint8, the picture
-    before the paste. predicted: (1, H, W) float in [0, 1], or None without a mask head. seconds: by stage.
+    before the paste. predicted: (1, H, W) float in [0, 1], or None without a mask head. seconds: by stage, for
+    the batch it was painted in.
     """
 
     pixels: Tensor

@@ -39,4 +39,5 @@ def test_the_mask_is_shown_whole_or_by_cell():
     full = a_canvas(16).extra
     assert full.shape == (2, 16, 4, 4) and int(full[0].sum()) == 16
     x = torch.randn(2, 4, 4, 4)
-    assert SmartBrushConditioning(16).network_input(x, a_canvas(16)).shape[1] == SmartBrushConditioning(16).in_channels(4)
+    conditioning = SmartBrushConditioning(16)
+    assert conditioning.network_input(x, a_canvas(16)).shape[1] == conditioning.in_channels(4) == 20

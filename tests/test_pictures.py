@@ -31,7 +31,8 @@ def test_masks_from_pictures_layers_and_arrays():
     expected = torch.from_numpy(drawn // 255)[None]
     layer = np.zeros((4, 6, 4), np.uint8)
     layer[..., 3] = drawn
-    for mask in (Image.fromarray(drawn), Image.fromarray(layer), drawn, drawn // 255, Image.fromarray(drawn).convert("1")):
+    picture = Image.fromarray(drawn)
+    for mask in (picture, Image.fromarray(layer), drawn, drawn // 255, picture.convert("1")):
         assert torch.equal(pictures.mask_tensor(mask), expected)
 
 

@@ -1,7 +1,9 @@
 """Measure a model on scenes of the shapes world it has never seen."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 EXAMPLE = """example:
   python tools/evaluate.py runs/quickstart --requests 256 --out runs/quickstart/evaluation
@@ -19,14 +21,16 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of the scenes (default 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--oracle", metavar="FILE", help="an oracle.safetensors of an earlier evaluation, to reuse it")
+    parser.add_argument("--seconds", metavar="FILE", help="json of earlier stages' seconds, listed in the report")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     args = parser.parse_args()
     try:
+        seconds = json.loads(Path(args.seconds).read_text()) if args.seconds else None
         from sb.evaluate.shapes import evaluate_model
 
         evaluate_model(
             args.model, args.out, num_requests=args.requests, batch=args.batch, seed=args.seed, size_px=args.size,
-            device=args.device, oracle_file=args.oracle,
+            device=args.device, oracle_file=args.oracle, seconds=seconds,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

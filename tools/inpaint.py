@@ -23,7 +23,7 @@ def main() -> int:
     where.add_argument("--mask", type=Path, help="a picture of the image's size; white = paint here")
     where.add_argument("--box", help="x,y,w,h in pixels")
     parser.add_argument("--text", required=True, help="the object to paint")
-    parser.add_argument("--precision", default="outline", help="1 or outline: follow the mask; 0 or box: anywhere in it")
+    parser.add_argument("--precision", default="outline", help="1 or outline: follow the mask; 0 or box: be in it")
     parser.add_argument("--negative", default="", help="what not to paint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: the model's own")

@@ -5,6 +5,7 @@ Each stage is one of the project's own commands, printed before it runs; a secon
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,11 +16,11 @@ EXAMPLE = """example:
   python tools/quickstart.py         continue where it stopped"""
 RUN = Path("runs/quickstart")
 STAGES = {
-    "train shards": "build_shards.py --source shapes --out {run}/shards/train num_images=20000 split=train",
-    "val shards": "build_shards.py --source shapes --out {run}/shards/val --images-per-shard 256 num_images=512 split=val",
+    "train shards": "build_shards.py --source shapes --out {run}/shards/train num_images=20000",
+    "val shards": "build_shards.py --source shapes --out {run}/shards/val num_images=512 split=val",
     "vae": "train.py configs/quickstart_vae.yaml resume=auto",
     "smartbrush": "train.py configs/quickstart.yaml resume=auto",
-    "evaluation": "evaluate.py {run} --requests 256 --out {run}",
+    "evaluation": "evaluate.py {run} --requests 256 --seconds {run}/seconds.json --out {run}",
 }
 
 
@@ -28,6 +29,9 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
+    from sb.config import write_whole
+
+    os.chdir(Path(__file__).parents[1])
     seconds_file = RUN / "seconds.json"
     seconds = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
     for number, (stage, command) in enumerate(STAGES.items(), 1):
@@ -42,8 +46,7 @@ def main() -> int:
             print(f"error: stage '{stage}' ended with {code}; the same command continues from here", file=sys.stderr)
             return code
         seconds[stage] = round(time.monotonic() - started, 1)
-        RUN.mkdir(parents=True, exist_ok=True)
-        seconds_file.write_text(json.dumps(seconds, indent=1))
+        write_whole(seconds_file, json.dumps(seconds, indent=1).encode())
     print(closing(seconds))
     return 0
 
@@ -55,9 +58,10 @@ done in {sum(seconds.values()) / 60:.1f} minutes. Open
   {RUN}/contact_sheet.png   what it paints, from the outline to the box
   {RUN}/report.md           how well, in numbers
 Next:
-  python tools/inpaint.py --model {RUN} --image {RUN}/examples/scene.png --box 16,16,32,32 --text "striped blue star"
+  python tools/inpaint.py --model {RUN} --image {RUN}/examples/scene.png --mask {RUN}/examples/box.png \\
+      --precision box --text "striped blue star"
   tensorboard --logdir {RUN}
-  python tools/train.py configs/shapes.yaml         the same for longer, and better"""
+  python tools/train.py configs/quickstart_random_masks.yaml       the usual inpainting recipe, for comparison"""
 
 
 if __name__ == "__main__":

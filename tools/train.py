@@ -15,7 +15,7 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_file", metavar="RUN.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the run file; +key=value adds")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file; +key=value adds one")
     args = parser.parse_args()
     try:
         from sb import config

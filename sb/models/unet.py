@@ -95,7 +95,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         if len(widths) != len(attention):
-            raise ValueError(f"unet: {len(widths)} widths and {len(attention)} attention flags; one of each a resolution")
+            raise ValueError(f"unet: {len(widths)} widths and {len(attention)} attention flags, one of each a stage")
         per_stage = [heads] * len(widths) if isinstance(heads, int) else list(heads)
         self.out_channels, self.mask_head, self.level_rows, self.pooled_width = (
             out_channels, mask_head, level_rows, pooled_width,
@@ -145,7 +145,7 @@ class UNet(nn.Module):
             zero_(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor | None]:
-        """x (B, C + k, h, w), t (B,) -> prediction (B, C, h, w) and mask logits (B, k, h, w), or None without a head."""
+        """x (B, C + k, h, w), t (B,) -> prediction (B, C, h, w) and mask logits (B, k, h, w) or None."""
         out = self.trunk(x, t, cond.tokens, self.class_vector(cond))
         if not self.mask_head:
             return out, None

@@ -42,7 +42,8 @@ def test_scores_become_curves(tmp_path, monkeypatch):
     def paint(requests):
         painted.append(len(requests))
         return [
-            Result(torch.where(r.mask > 0, truth[r.seed], r.image), truth[r.seed], r.mask.float(), r.seed) for r in requests
+            Result(torch.where(r.mask > 0, truth[r.seed], r.image), truth[r.seed], r.mask.float(), r.seed)
+            for r in requests
         ]
 
     callback = ShapesScore(paint, LADDER, tmp_path, num_requests=4, every_images=100, size_px=32)

@@ -1,0 +1,26 @@
+"""Placement: every interval in images, rounded so that a run ends on a validation."""
+
+import pytest
+
+from sb.launch import Placement
+
+
+@pytest.mark.parametrize("images, val_every, devices, accumulate", [
+    (64000, 16000, 1, 1), (1000, 300, 1, 1), (1000, 300, 2, 3), (10, 100000, 4, 2),
+])
+def test_a_run_ends_on_a_validation_and_sees_what_was_asked(images, val_every, devices, accumulate):
+    placed = Placement(8, images, val_every, accelerator="cpu", devices=devices, accumulate=accumulate)
+    assert placed.images_per_step == 8 * devices * accumulate
+    assert placed.steps % placed.steps_per_val == 0
+    assert placed.total_images >= images
+    assert placed.total_images - images < placed.steps_per_val * placed.images_per_step
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="precision 16-mixed is unusably slow"):
+        Placement(8, 100, 100, accelerator="cpu", precision="16-mixed")
+
+
+def test_intervals_must_be_positive():
+    with pytest.raises(ValueError, match="at least 1"):
+        Placement(8, 100, 0, accelerator="cpu")
