@@ -20,7 +20,7 @@ from sb.data.pipeline import FixedStream, ShardLoader
 from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
 from sb.models.weights import load_state, read_state, write_state
-from sb.registry import build, build_fitted, lookup
+from sb.registry import build, build_fitted, call, lookup
 from sb.types import Request, Result
 
 SECTIONS = {  # sections of a run file that name an entry, and the kind they name
@@ -39,7 +39,6 @@ class Run:
     """A training run, ready to start."""
 
     run_dir: Path
-    config: dict[str, Any]
     system: L.LightningModule
     data: ShardData
     trainer: L.Trainer
@@ -47,11 +46,20 @@ class Run:
 
     def fit(self) -> None:
         """Train to the end, or from the last checkpoint to the end."""
-        if self.trainer.is_global_zero:
-            run_files.save(self.config, self.run_dir / "config.yaml")
-            run_files.write_whole(self.run_dir / "versions.json", provenance.versions_json())
         safely = True if self.checkpoint else None  # what comes from outside is read without its code
         self.trainer.fit(self.system, self.data, ckpt_path=self.checkpoint, weights_only=safely)
+
+
+class _Describe(L.Callback):
+    """Writes what is run beside the run, once training really starts: a refused start leaves no trace."""
+
+    def __init__(self, run_dir: Path, cfg: dict[str, Any]):
+        self.run_dir, self.cfg = run_dir, cfg
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            run_files.save(self.cfg, self.run_dir / "config.yaml")
+            run_files.write_whole(self.run_dir / "versions.json", provenance.versions_json())
 
 
 def assemble(config: Any) -> Run:
@@ -61,29 +69,34 @@ def assemble(config: Any) -> Run:
     run_dir = Path(cfg["run_dir"])
     checkpoint = _checkpoint(run_dir, cfg["resume"])
     launch.seed_everything(cfg["seed"])
-    ladder = Ladder(**cfg["ladder"])
-    placement = launch.Placement(batch_size=cfg["data"]["batch_size"], **cfg["trainer"])
-    data = ShardData(
-        **cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"], level_weights=ladder.level_weights
+    ladder = call("ladder", Ladder, cfg["ladder"])
+    data = call(
+        "data", ShardData, cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"],
+        level_weights=ladder.level_weights,
     )
+    placement = call("trainer", launch.Placement, cfg["trainer"], batch_size=data.batch_size)
     data.total_images = placement.total_images
     clock = {
         "optimizer": build("optimizer", cfg["optimizer"]), "total_images": placement.total_images,
-        "batch_size": cfg["data"]["batch_size"], "seed": cfg["seed"],
+        "batch_size": data.batch_size, "seed": cfg["seed"],
         "objective": build("objective", cfg["objective"]),
     }
     runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
     if "denoiser" in cfg:
         system = _smartbrush(cfg, ladder, clock)
-        runtime.update(paint=_live_painter(system, cfg, ladder), requests=_val_requests(data, ladder))
+        painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, {})
+        _check_size(cfg["image_size"], painter)
+        runtime.update(paint=_live(painter, system), requests=_val_requests(data, ladder))
     else:
         system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
     if placement.channels_last:
         for module in (system, system.vae):
             module.to(memory_format=torch.channels_last)
+    data.samples("train")  # opens the shards' manifests: what is missing is said before anything is written
     runtime["export"] = _exporter(cfg, system)
-    callbacks = [build_fitted("callback", spec, runtime) for spec in (cfg.get("callbacks") or {}).values() if spec]
-    return Run(run_dir, cfg, system, data, placement.trainer(run_dir, callbacks), checkpoint)
+    specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
+    callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
+    return Run(run_dir, system, data, placement.trainer(run_dir, callbacks), checkpoint)
 
 
 def check(cfg: Mapping[str, Any]) -> None:
@@ -144,7 +157,7 @@ def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) ->
     if meta.get("kind") != "smartbrush":
         raise ValueError(f"{folder} holds a {meta.get('kind')} and cannot paint; train a smartbrush on it first")
     cfg = run_files.plain(run_files.load(folder / "config.yaml"))
-    ladder = Ladder(**cfg["ladder"])
+    ladder = call("ladder", Ladder, cfg["ladder"])
     vae, text = build("vae", _without_weights(cfg["vae"])), build("text", _without_weights(cfg["text"]))
     vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
     cfg["denoiser"] = _without_weights(cfg["denoiser"])
@@ -158,13 +171,15 @@ def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) ->
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in (vae, text, denoiser):
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
-    return _inpainter(denoiser, vae, text, cfg, ladder, chosen, meta)
+    painter = _inpainter(denoiser, vae, text, cfg, ladder, meta)
+    painter.device = chosen
+    return painter
 
 
 def model_folder(path: str | Path) -> Path:
     """The ``model`` folder that a MODEL argument stands for; ValueError where there is none."""
     path = Path(path)
-    for folder in (path / "model", path, path.parent):
+    for folder in (path.parent,) if path.is_file() else (path / "model", path):
         if (folder / "meta.json").is_file():
             return folder
     raise ValueError(f"{path} is no model: expected a run folder, its model/ folder or a .safetensors file in it")
@@ -172,7 +187,10 @@ def model_folder(path: str | Path) -> Path:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """A model folder's ``meta.json``, refused where it was written by a later version."""
-    meta = json.loads((folder / "meta.json").read_text())
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder}/meta.json is not readable: {error}") from None
     if meta.get("schema_version", 0) > MODEL_SCHEMA_VERSION:
         raise ValueError(
             f"{folder} has schema {meta['schema_version']}, this version reads up to {MODEL_SCHEMA_VERSION}"
@@ -195,54 +213,65 @@ def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L
 
 
 def _inpainter(
-    denoiser: Any, vae: Any, text: Any, cfg: Mapping[str, Any], ladder: Ladder, device: Any, about: dict[str, Any]
+    denoiser: Any, vae: Any, text: Any, cfg: Mapping[str, Any], ladder: Ladder, about: dict[str, Any]
 ) -> Inpainter:
-    stages = len(cfg["denoiser"].get("widths", range(4)))
-    sampler_spec = {k: v for k, v in cfg["sampler"].items() if k != "name"}
-    entry = lookup("sampler", cfg["sampler"]["name"])
-    options = PaintOptions(**(cfg.get("inpaint") or {}))
     bf16 = str(cfg["trainer"].get("precision", "32-true")).startswith("bf16")
     return Inpainter(
         denoiser, vae, text, build("schedule", cfg["schedule"]), ladder, build("conditioning", cfg["conditioning"]),
-        lambda *args, **kwargs: entry(*args, **kwargs, **sampler_spec), options, grid=2 ** (stages - 1), device=device,
+        lookup("sampler", cfg["sampler"]["name"]), call("inpaint", PaintOptions, cfg.get("inpaint") or {}),
         dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
     )
 
 
-def _live_painter(system: Any, cfg: Mapping[str, Any], ladder: Ladder) -> Callable[..., list[Result]]:
-    """``Inpainter.paint`` on a system in training; the Inpainter is made at each call, for parts change devices."""
+def _check_size(image_size: int, painter: Inpainter) -> None:
+    step = painter.vae.factor * painter.grid
+    if image_size % step:
+        near = max(step, round(image_size / step) * step)
+        raise ValueError(f"image_size {image_size} must be a multiple of {step} for this VAE and denoiser, say {near}")
+
+
+def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
+    """``painter.paint`` on a system in training, whose parts change devices."""
 
     def paint(requests: list[Request], **options: Any) -> list[Result]:
-        painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, system.device, {})
+        painter.device, painter.vae, painter.text = system.device, system.vae, system.text
         return painter.paint(requests, **options)
 
     return paint
 
 
-def _val_requests(data: ShardData, ladder: Ladder, count: int = 8) -> dict[str, list[Request]]:
-    """The first validation samples as requests by task: their own mask, level and text, painted over the picture."""
+def _val_requests(data: ShardData, ladder: Ladder, each: int = 4) -> dict[str, list[Request]]:
+    """The first validation samples of every task as requests: their own mask, level and text, over their picture."""
     if not data.val_spec:
         return {}
-    batch = next(iter(ShardLoader(FixedStream(data.samples("val"), count, count), lambda: 1)))
-    mask = ladder(batch.outline, batch.level)
-    requests: dict[str, list[Request]] = {}
-    for i, task in enumerate(batch.task.tolist()):
-        request = Request(batch.image[i], mask[i], batch.text[i], float(batch.level[i]), seed=i)
-        requests.setdefault(data.task_names[task], []).append(request)
-    return requests
+    samples = data.samples("val")
+    count = min(data.val_images, sum(order.num_samples for order in samples.orders))
+    requests: dict[str, list[Request]] = {name: [] for name in data.task_names}
+    for batch in ShardLoader(FixedStream(samples, count, 16), lambda: 0):
+        mask = ladder(batch.outline, batch.level)
+        for i, task in enumerate(batch.task.tolist()):
+            wanted = requests[data.task_names[task]]
+            if len(wanted) < each:
+                level = float(batch.level[i])
+                wanted.append(Request(batch.image[i], mask[i], batch.text[i], level, seed=len(wanted)))
+        if all(len(found) == each for found in requests.values()):
+            break
+    return {name: found for name, found in requests.items() if found}
 
 
 def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, Mapping[str, Tensor]]], None]:
     """Writes a self-contained model folder of a system: averaged weights where given, frozen parts as they are."""
 
+    written: set[str] = set()  # a frozen part does not change, so once in a process is enough
+
     def export(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         raw = weights["raw"]
         averaged = weights.get("ema", raw)
         meta = {
-            "schema_version": MODEL_SCHEMA_VERSION, "kind": cfg["system"]["name"], "name": cfg["name"],
-            "images_seen": system.images_seen, "latent_scale": system.vae.scale, "latent_shift": system.vae.shift,
-            "pixel_range": [-1, 1], "licence": cfg.get("licence"), "training_data": cfg["data"]["train"],
-            "versions": provenance.versions(),
+            "schema_version": MODEL_SCHEMA_VERSION, "kind": "smartbrush" if "denoiser" in cfg else "vae",
+            "name": cfg["name"], "images_seen": system.images_seen, "image_size": cfg["image_size"],
+            "latent_scale": system.vae.scale, "latent_shift": system.vae.shift, "pixel_range": [-1, 1],
+            "licence": cfg.get("licence"), "training_data": cfg["data"]["train"], "versions": provenance.versions(),
         }
         if "denoiser" not in cfg:
             write_state(_part(averaged, "vae."), folder / "vae.safetensors")
@@ -252,8 +281,9 @@ def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, 
             write_state(_part(raw, "denoiser."), folder / "unet.raw.safetensors")
             text = _part(averaged, "text_tower.")
             for name, state in (("vae", system.vae.state_dict()), ("text", text or system.text.state_dict())):
-                if (name, bool(text)) == ("text", True) or not (folder / f"{name}.safetensors").exists():
-                    write_state(state, folder / f"{name}.safetensors")  # a frozen part is written once
+                if name not in written or state is text:
+                    write_state(state, folder / f"{name}.safetensors")
+                    written.add(name)
         run_files.save(cfg, folder / "config.yaml")
         run_files.write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
 
@@ -265,7 +295,7 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _without_weights(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key != "weights"}
+    return {key: value for key, value in spec.items() if key not in ("weights", "pretrained")}
 
 
 def _checkpoint(run_dir: Path, resume: str) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -22,12 +23,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The run file with its parents merged, ``key=value`` overrides applied and interpolation resolved.
 
     A later parent wins over an earlier one, the file over its parents, an override over all. A section whose
-    ``name`` changes replaces the inherited one. An override may only set a key that exists; ``+key=value``
-    adds one. Raises ValueError that names the file or key and the nearest right one.
+    ``name`` changes replaces the inherited one, by an override too (``vae.name=tiny`` leaves only the name). An
+    override may only set a key that exists; ``+key=value`` adds one. Raises ValueError that names the
+    file or key and the nearest right one.
     """
-    config = _with_parents(Path(path), ())
+    tree: Any = OmegaConf.to_container(_with_parents(Path(path), ()))
     for override in overrides:
-        _apply(config, override)
+        _apply(tree, override)
+    config = OmegaConf.create(tree)
     import_plugins(config.get("plugins") or ())
     try:
         OmegaConf.resolve(config)
@@ -36,9 +39,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def import_plugins(plugins: Iterable[str]) -> None:
+def import_plugins(plugins: str | Iterable[str]) -> None:
     """Import a team's own packages, so that their registered names exist; the working folder counts as a place."""
-    for plugin in plugins:
+    for plugin in [plugins] if isinstance(plugins, str) else plugins:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:
@@ -79,9 +82,14 @@ def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else "there are: " + ", ".join(known)
-            raise ValueError(f"{where} has no key '{key}'; {hint}")
+            raise ValueError(f"{where} has no key '{key}'; {nearest(key, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The second half of an error about a wrong name: the nearest right one, or what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
 
 
 def _with_parents(path: Path, children: tuple[Path, ...]) -> DictConfig:
@@ -89,9 +97,8 @@ def _with_parents(path: Path, children: tuple[Path, ...]) -> DictConfig:
     if path in children:
         raise ValueError(f"base: {path} inherits from itself")
     if not path.is_file():
-        beside = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(str(path), beside, n=1)
-        raise ValueError(f"no run file {path}" + (f"; did you mean {close[0]}?" if close else ""))
+        beside = sorted(place.name for place in path.parent.glob("*.yaml"))
+        raise ValueError(f"no run file {path}; {nearest(path.name, beside)}")
     try:
         own = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry line and column
@@ -119,25 +126,39 @@ def _merge_section(old: Any, new: Any) -> Any:
     return {**old, **{key: _merge_section(old.get(key), value) for key, value in new.items()}}
 
 
-def _apply(config: DictConfig, override: str) -> None:
-    key, equals, value = override.partition("=")
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place, by the merge rule: a changed ``name`` replaces the section that it names."""
+    key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override '{override}' must read key=value")
-    new = key.startswith("+")
-    key = key.lstrip("+")
-    if not new:
-        node: Any = config
-        for depth, part in enumerate(key.split(".")):
-            known = [str(k) for k in node] if isinstance(node, DictConfig) else []
-            if isinstance(node, ListConfig):
-                known = [str(i) for i in range(len(node))]
-            if part not in known:
-                where = ".".join(key.split(".")[:depth]) or "the run file"
-                close = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
-                hint = f"did you mean '{close[0]}'?" if close else f"it has: {', '.join(known) or 'no keys'}"
+    adds, parts = key.startswith("+"), key.lstrip("+").split(".")
+    trail: list[tuple[Any, Any]] = []  # (holder, key in it) of each part
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        places = range(len(node)) if isinstance(node, list) else node if isinstance(node, dict) else ()
+        known = {str(place): place for place in places}
+        if part not in known:
+            if not adds or not isinstance(node, dict):
+                where = ".".join(parts[:depth]) or "the run file"
+                hint = nearest(part, known)
                 raise ValueError(f"override '{override}': {where} has no '{part}'; {hint} (+key=value adds one)")
-            node = node._get_node(int(part) if isinstance(node, ListConfig) else part)
+            node[part] = None
+        at = known.get(part, part)
+        if adds and node[at] is None:
+            node[at] = {}
+        trail.append((node, at))
+        node = node[at]
+    value = _parsed(override, text)
+    holder, at = trail[-1]
+    if at == "name" and len(trail) > 1 and isinstance(node, str) and node != value:
+        holder.clear()
+    holder[at] = _merge_section(node, value)
+
+
+def _parsed(override: str, text: str) -> Any:
     try:
-        config.merge_with_dotlist([f"{key}={value}"])
-    except OmegaConfBaseException as error:
-        raise ValueError(f"override '{override}': {str(error).splitlines()[0]}") from None
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"override '{override}' is not valid YAML: {' '.join(str(error).split())}") from None
+    assert isinstance(value, dict)
+    return value["value"]

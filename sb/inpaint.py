@@ -27,7 +27,8 @@ class PaintOptions:
     steps: denoising steps. guidance: classifier-free scale, 1 = off. use_predicted: preserve the background by the
     predicted mask, while sampling and in the paste. preserve_from: the fraction of the steps after which the
     predicted mask is trusted (before, the hole is noise and the mask unknowable). threshold: probability from which
-    a place counts as object. dilate_cells, dilate_px: how far the predicted object is grown in latents and in the
+    a place counts as object in a coarse mask; from level 1 down to the outline it falls to 0, for there the user's
+    mask is the object. dilate_cells, dilate_px: how far the predicted object is grown in latents and in the
     picture. feather_px: width of the paste's fade.
     """
 
@@ -60,16 +61,16 @@ class Inpainter:
         conditioning: SmartBrushConditioning,
         sampler: Callable[..., Tensor],
         options: PaintOptions = PaintOptions(),
-        grid: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         about: dict[str, Any] | None = None,
     ):
-        """grid: the latent size must be a multiple of this (2^(resolutions - 1) of the denoiser)."""
+        """about: what the model folder says of itself. dtype: of the autocast that networks run in."""
         self.denoiser, self.vae, self.text = denoiser, vae, text
         self.schedule, self.ladder, self.conditioning, self.sampler = schedule, ladder, conditioning, sampler
-        self.options, self.grid, self.device, self.dtype = options, grid, torch.device(device), dtype
+        self.options, self.device, self.dtype = options, torch.device(device), dtype
         self.about = about or {}
+        self.grid = int(getattr(denoiser, "grid", 1))  # the latent size must be a multiple of this
 
     @classmethod
     def load(cls, path: str, device: str = "auto") -> "Inpainter":
@@ -133,7 +134,7 @@ class Inpainter:
             predicted = predicted[..., :height, :width] * mask
         weight = masks.paste_mask(
             mask, predicted if options.use_predicted else None,
-            threshold=options.threshold, dilate_px=options.dilate_px, feather_px=options.feather_px,
+            threshold=denoise.threshold, dilate_px=options.dilate_px, feather_px=options.feather_px,
         )
         blend = (image + weight * (decoded - image)).round().clamp(0, 255).to(torch.uint8)
         pixels = torch.where(mask > 0, blend, image).cpu()
@@ -166,6 +167,7 @@ class _Denoiser:
         self.calls = 0
         self.predicted: Tensor | None = None  # (B, k, h, w), the running mask of the object
         level = torch.tensor([r.level for r in requests], device=canvas.clean.device)
+        self.threshold = options.threshold * level.clamp(max=1).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         texts = [r.text for r in requests]
         self.guided = options.guidance != 1.0
         if self.guided:
@@ -205,7 +207,7 @@ class _Denoiser:
         return masks.head_to_pixels(self.predicted, self.parts.vae.factor)
 
     def _object_cells(self, predicted: Tensor) -> Tensor:
-        cells = (masks.head_to_cells(predicted) > self.options.threshold).float()
+        cells = (masks.head_to_cells(predicted) >= self.threshold).float()
         return masks.dilate(cells, self.options.dilate_cells)
 
 

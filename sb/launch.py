@@ -1,15 +1,43 @@
 """Devices, precision, strategy and seeds: how a run is placed on hardware."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class EndOfImages(L.Callback):
+    """Ends a run, with a validation, when the module's ``images_seen`` has reached ``total_images``.
+
+    Lightning counts steps, whose size may have been another in the part of the run before the last checkpoint.
+    """
+
+    def __init__(self, total_images: int):
+        self.total_images = total_images
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A run that is complete is left as it is."""
+        self._look(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop behind the validation that follows."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if int(pl_module.images_seen) >= self.total_images:  # type: ignore[arg-type]
+            trainer.should_stop = True
 
 
 @dataclass
@@ -63,14 +91,14 @@ class Placement:
             num_nodes=self.num_nodes,
             strategy=self.strategy,
             precision=self.precision,  # type: ignore[arg-type]
-            max_steps=self.steps,
+            max_steps=sys.maxsize,  # EndOfImages ends the run
             val_check_interval=self.steps_per_val * self.accumulate,
             check_val_every_n_epoch=None,
             accumulate_grad_batches=self.accumulate,
             gradient_clip_val=self.clip,
             log_every_n_steps=max(1, self.log_every_images // self.images_per_step),
             logger=TensorBoardLogger(run_dir, name="tensorboard", version=""),
-            callbacks=[*callbacks, *bar],
+            callbacks=[*callbacks, EndOfImages(self.total_images), *bar],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=self.progress_bar,
             enable_model_summary=False,
@@ -82,7 +110,7 @@ class Placement:
 
 def is_first_process() -> bool:
     """Whether this process is rank 0 of the job, as far as its launcher has said; known before a Trainer exists."""
-    return rank_zero_only.rank == 0
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def seed_everything(seed: int) -> None:

@@ -164,15 +164,17 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius) if radius > 0 else mask
 
 
-def paste_mask(mask: Tensor, predicted: Tensor | None, *, threshold: float, dilate_px: int, feather_px: int) -> Tensor:
+def paste_mask(
+    mask: Tensor, predicted: Tensor | None, *, threshold: float | Tensor, dilate_px: int, feather_px: int
+) -> Tensor:
     """The weight of the painted pixel in the final picture (B, 1, H, W) in [0, 1], zero outside the user's mask.
 
-    The predicted object, thresholded and grown, fades over ``feather_px`` where it borders on kept pixels inside
+    The predicted object, where it reaches the threshold (one number, or (B, 1, 1, 1)) and grown, fades over ``feather_px`` where it borders on kept pixels inside
     the user's mask. Without a prediction the whole mask is painted and fades towards its inside.
     """
     if predicted is None:
         return (2 * _feather(mask.float(), feather_px) - 1).clamp(0, 1) * mask.float()
-    return _feather(dilate((predicted > threshold).float(), dilate_px), feather_px) * mask.float()
+    return _feather(dilate((predicted >= threshold).float(), dilate_px), feather_px) * mask.float()
 
 
 def _feather(region: Tensor, radius: int) -> Tensor:

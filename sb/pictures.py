@@ -26,7 +26,10 @@ def image_tensor(picture: Any) -> Tensor:
 
 
 def mask_tensor(picture: Any) -> Tensor:
-    """A path, PIL image or (H, W) array -> (1, H, W) uint8, 1 = generate: brighter than half, or an array's > 0."""
+    """A path, PIL image or (H, W) array -> (1, H, W) uint8, 1 = generate: brighter than half.
+
+    Where nothing is above 1, as in masks saved as labels and in boolean arrays, 1 itself is the mask.
+    """
     if isinstance(picture, np.ndarray) and picture.ndim == 2 and picture.max(initial=0) <= 1:
         return torch.from_numpy((picture > 0).astype(np.uint8))[None]
     image = _upright(picture)
@@ -34,7 +37,8 @@ def mask_tensor(picture: Any) -> Tensor:
         image = image.convert("L")
     if image.mode in ("RGBA", "LA") and np.asarray(image.getchannel("A")).min() < 255:
         image = image.getchannel("A")  # a painted layer: what is opaque is the mask
-    bright = np.asarray(image.convert("L")) > 127
+    values = np.asarray(image.convert("L"))
+    bright = values > (127 if values.max(initial=0) > 1 else 0)
     return torch.from_numpy(bright.astype(np.uint8))[None]
 
 
@@ -48,10 +52,10 @@ def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
     return mask
 
 
-def save_png(image: Image.Image, path: str | Path, **options: Any) -> None:
+def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG, whole or not at all."""
     content = io.BytesIO()
-    image.save(content, format="PNG", **options)
+    image.save(content, format="PNG")
     write_whole(path, content.getvalue())
 
 
@@ -89,12 +93,12 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
 
 
 def like_source(image: Image.Image, source: Image.Image) -> Image.Image:
-    """The painted RGB picture with the source's alpha channel and colour profile."""
+    """The painted RGB picture with the source's alpha channel, and its colour profile where that describes RGB."""
     upright = ImageOps.exif_transpose(source)
     if "A" in upright.getbands():
         image = image.copy()
         image.putalpha(upright.getchannel("A"))
-    if source.info.get("icc_profile"):
+    if source.mode in ("RGB", "RGBA") and source.info.get("icc_profile"):
         image.info["icc_profile"] = source.info["icc_profile"]
     return image
 

@@ -1,17 +1,18 @@
 """Names in run files bound to callables: the one place where configuration meets code.
 
 An entry is anything callable (class or function) registered under a kind and a name. Built-in entries are
-imported on first use from the modules in ``HOMES``; everything else arrives through ``plugins:`` in a run
-file, or by writing a dotted path (``acme.brushes.Spray``) as the name.
+imported on first use from the modules in ``HOMES``; everything else arrives through ``plugins:`` in a run file.
+A name is never a path to code: a run file or model from elsewhere reaches only what was registered.
 """
 
-import difflib
 import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from sb.config import check_keys, nearest
 
 HOMES: dict[str, tuple[str, ...]] = {
     "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes"),
@@ -37,16 +38,17 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
 }
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in HOMES}
-_BASIC = (bool, int, float, str)
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 
 def register(kind: str, name: str) -> Callable[[Entry], Entry]:
     """Decorator that binds ``name`` under ``kind``; raises ValueError where the name is taken by other code."""
     if kind not in _TABLE:
-        raise ValueError(f"no kind '{kind}' to register '{name}' under; {_nearest(kind, _TABLE)}")
+        raise ValueError(f"no kind '{kind}' to register '{name}' under; {nearest(kind, _TABLE)}")
 
     def bind(entry: Entry) -> Entry:
+        if not _where(entry).startswith("sb."):
+            names(kind)  # the built-in entries come first, so that a plugin that takes one's name hears of it here
         taken = _TABLE[kind].get(name)
         if taken is not None and _where(taken) != _where(entry):
             raise ValueError(f"{kind} '{name}' is already {_where(taken)}; register {_where(entry)} under another name")
@@ -64,76 +66,101 @@ def names(kind: str) -> list[str]:
 
 
 def lookup(kind: str, name: str) -> Callable[..., Any]:
-    """The entry a name stands for; ValueError with the nearest names where there is none."""
-    if name in _TABLE[kind]:
-        return _TABLE[kind][name]
-    known = names(kind)
-    if name in known:
-        return _TABLE[kind][name]
-    if "." in name:
-        module, _, attribute = name.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from None
-    raise ValueError(f"no {kind} named '{name}'; {_nearest(name, known)}")
+    """The entry a name stands for; ValueError with the nearest name where there is none."""
+    if name not in _TABLE[kind]:
+        known = names(kind)
+        if name not in known:
+            raise ValueError(f"no {kind} named '{name}'; {nearest(name, known)}")
+    return _TABLE[kind][name]
 
 
 def build(kind: str, spec: Mapping[str, Any], **runtime: Any) -> Any:
     """Call the entry ``spec['name']`` with the other keys of ``spec`` plus objects that only code can give.
 
-    Raises ValueError for an unknown name, an unknown or missing key, or a value of the wrong basic type.
+    Raises ValueError for an unknown name and for whatever ``call`` refuses.
     """
-    if "name" not in spec:
-        raise ValueError(f"a {kind} section needs a 'name:'; {_nearest('', names(kind))}")
-    name, given = str(spec["name"]), {str(k): v for k, v in spec.items() if k != "name"}
-    entry = lookup(kind, name)
-    signature = inspect.signature(entry)
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        for key in given:
-            if key not in signature.parameters:
-                keys = [k for k in signature.parameters if k not in runtime]
-                raise ValueError(f"{kind} '{name}' has no key '{key}'; {_nearest(key, keys)}")
-    try:
-        signature.bind(**given, **runtime)
-    except TypeError as error:
-        raise ValueError(f"{kind} '{name}': {error}; it takes {signature}") from None
-    for key, value in given.items():
-        _check_type(f"{kind} '{name}': {key}", value, _annotation(entry, key))
-    return entry(**given, **runtime)
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ValueError(f"a {kind} section needs a 'name:', not {spec!r}; {nearest('', names(kind))}")
+    name = str(spec["name"])
+    return call(f"{kind} '{name}'", lookup(kind, name), {k: v for k, v in spec.items() if k != "name"}, **runtime)
 
 
 def build_fitted(kind: str, spec: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     """Like ``build``, handing over those of the offered objects that the entry has a parameter for."""
-    takes = inspect.signature(lookup(kind, str(spec["name"]))).parameters if "name" in spec else {}
+    named = isinstance(spec, Mapping) and "name" in spec
+    takes = inspect.signature(lookup(kind, str(spec["name"]))).parameters if named else {}
     return build(kind, spec, **{name: value for name, value in offered.items() if name in takes})
 
 
-def _annotation(entry: Callable[..., Any], key: str) -> Any:
-    target = entry.__init__ if inspect.isclass(entry) else entry  # type: ignore[misc]
+def call(where: str, entry: Callable[..., Any], given: Mapping[str, Any] | None, **runtime: Any) -> Any:
+    """Call a class, dataclass or function with the keys of a section of a run file, checked against its signature.
+
+    where: what the section is called in errors. given: the section; None is an empty one. runtime: arguments that
+    only code can give; the section may not set them. Raises ValueError, on one line, for a section that is no
+    mapping, an unknown key (with the nearest), a missing key, or a value of the wrong basic type (bool, int, float,
+    str, null, a Literal, a list or a mapping; an int passes for a float). Errors of the entry itself pass through.
+    """
+    if not (given is None or isinstance(given, Mapping)):
+        raise ValueError(f"{where} must be a mapping of keys, not {given!r}")
+    given = {str(key): value for key, value in (given or {}).items()}
+    parameters = inspect.signature(entry).parameters.values()
+    keys = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for key in given:
+        if key in runtime:
+            raise ValueError(f"{where}: '{key}' follows from the rest of the run file; leave it out")
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        check_keys(where, given, [key for key in keys if key not in runtime])
+    missing = [k for k, p in keys.items() if p.default is p.empty and k not in given and k not in runtime]
+    if missing:
+        raise ValueError(f"{where} needs {', '.join(repr(key) for key in missing)}; it takes {_one_line(entry)}")
+    hints = _hints(entry)
+    for key, value in given.items():
+        _check_type(f"{where}: {key}", value, hints.get(key))
+    return entry(**given, **runtime)
+
+
+def _hints(entry: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target).get(key)
-    except (NameError, TypeError):
-        return None
+        return typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)  # type: ignore[misc]
+    except (NameError, TypeError):  # written for type checkers only, or no function at all
+        return {}
 
 
 def _check_type(where: str, value: Any, annotation: Any) -> None:
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    allowed = typing.get_args(annotation) if union else (annotation,)
-    if not all(a in _BASIC or a is type(None) for a in allowed):
-        return
-    fits = (type(value) in allowed) or (type(value) is int and float in allowed)
-    if not fits:
-        wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-        raise ValueError(f"{where} must be {wanted}, not {value!r}")
+    allowed = [_Basic.of(a) for a in (typing.get_args(annotation) if union else (annotation,))]
+    if all(allowed) and not any(basic.fits(value) for basic in allowed if basic):
+        raise ValueError(f"{where} must be {' or '.join(basic.name for basic in allowed if basic)}, not {value!r}")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
-    return "there are: " + ", ".join(known)
+class _Basic(typing.NamedTuple):
+    """A type that YAML can write: what it is called, and whether a value has it."""
+
+    name: str
+    fits: Callable[[Any], bool]
+
+    @classmethod
+    def of(cls, annotation: Any) -> "_Basic | None":
+        """None for a type that only the entry itself can judge."""
+        base = typing.get_origin(annotation) or annotation
+        if annotation is type(None):
+            return cls("null", lambda value: value is None)
+        if base is typing.Literal:
+            choices = typing.get_args(annotation)
+            return cls(" or ".join(map(repr, choices)), lambda value: value in choices)
+        if base is float:
+            return cls("float", lambda value: type(value) in (int, float))
+        if base in (bool, int, str):
+            return cls(base.__name__, lambda value: type(value) is base)
+        if base in (Sequence, list, tuple):
+            return cls("a list", lambda value: isinstance(value, Sequence) and not isinstance(value, str))
+        if base in (Mapping, dict):
+            return cls("a mapping", lambda value: isinstance(value, Mapping))
+        return None
+
+
+def _one_line(entry: Callable[..., Any]) -> str:
+    return " ".join(str(inspect.signature(entry)).split())
 
 
 def _where(entry: Callable[..., Any]) -> str:

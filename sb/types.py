@@ -3,7 +3,6 @@
 Legend: B batch, H W pixels, h w latent cells, C latent channels, k mask channels, T tokens, D text width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -60,15 +59,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on another device."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, called by the loader."""
-        return self._mapped(Tensor.pin_memory)
-
-    def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        image, outline, level, task = (move(t) for t in (self.image, self.outline, self.level, self.task))
-        return replace(self, image=image, outline=outline, level=level, task=task)
+        tensors = {name: getattr(self, name) for name in ("image", "outline", "level", "task")}
+        return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()})
 
 
 class TextFeatures(NamedTuple):

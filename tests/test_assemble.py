@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -137,3 +138,84 @@ def test_golden_losses(tiny_overrides):
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses))
     assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+def resumed(overrides, *more):
+    """A run that goes on, the images at its optimizer steps with their learning rate, and at its validations."""
+    run = assemble(shrunk("quickstart.yaml", [*overrides, "resume=auto", *more]))
+    rates, validations = {}, []
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, module):
+            self.step = trainer.global_step
+
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step != self.step:
+                self.step = trainer.global_step
+                rates[module.images_seen] = trainer.optimizers[0].param_groups[0]["lr"]
+
+        def on_validation_end(self, trainer, module):
+            validations.append(module.images_seen)
+
+    run.trainer.callbacks.insert(0, Watch())
+    run.fit()
+    return run, rates, validations
+
+
+RECIPE = ["optimizer.lr=0.001", "optimizer.warmup_images=0", "optimizer.decay=linear"]
+
+
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "best.ckpt"])
+def test_an_extended_run_trains_at_the_rate_of_its_new_length(tiny_overrides, checkpoint):
+    overrides = [*tiny_overrides, *RECIPE]
+    first = assemble(shrunk("quickstart.yaml", overrides))
+    first.fit()
+    before = {name: value.clone() for name, value in first.system.state_dict().items()}
+    (first.run_dir / "checkpoints" / checkpoint).replace(first.run_dir / "checkpoints" / "last.ckpt")
+    run, rates, validations = resumed(
+        overrides, "trainer.images=16", "optimizer.lr=0.01", "optimizer.weight_decay=0.5"
+    )
+    assert run.system.images_seen == 16 and validations == [16]
+    assert max(rates) == 16 and rates[16] == pytest.approx(0.01 * (1 - 12 / 16))  # 12 images lie before the last step
+    assert run.trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.5
+    assert any(not torch.equal(value, before[name]) for name, value in run.system.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size, accumulate", [(8, 1), (2, 1), (3, 1), (2, 3), (12, 1)])
+def test_another_step_size_keeps_the_clock_in_images(tiny_overrides, batch_size, accumulate):
+    overrides = [*tiny_overrides, *RECIPE]
+    assemble(shrunk("quickstart.yaml", overrides)).fit()
+    run, rates, validations = resumed(
+        overrides, "trainer.images=32", "trainer.val_every_images=16", f"data.batch_size={batch_size}",
+        f"trainer.accumulate={accumulate}",
+    )
+    step, total = batch_size * accumulate, run.system.total_images
+    seen = run.system.images_seen
+    assert total <= seen < total + step and total - 32 < 16 + step
+    assert validations[-1] == seen == max(rates)
+    for images, rate in rates.items():
+        if images > 8 + step:
+            assert rate == pytest.approx(0.001 * (1 - (images - step) / total)), images
+
+
+def test_a_complete_run_is_left_as_it_is(trained):
+    run, overrides = trained
+    files = [path for part in ("model", "checkpoints") for path in (run.run_dir / part).iterdir()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    again, rates, validations = resumed(overrides)
+    assert again.system.images_seen == 8 and not rates and not validations
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    for (name, a), b in zip(run.system.state_dict().items(), again.system.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_resuming_with_other_widths_or_half_a_checkpoint_is_one_line(trained):
+    run, overrides = trained
+    with pytest.raises(ValueError, match=r"last.ckpt does not fit this model; .* of another shape") as error:
+        resumed(overrides, "denoiser.widths=[24,32]", "trainer.images=16")
+    assert "\n" not in str(error.value)
+    last = run.run_dir / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="last.ckpt is not a readable checkpoint") as error:
+        resumed(overrides, "trainer.images=16")
+    assert "\n" not in str(error.value)

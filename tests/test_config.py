@@ -1,6 +1,8 @@
 """Run files: parents, sections that change their name, overrides, interpolation, and errors on one line."""
 
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,14 +69,46 @@ def test_overrides_reach_lists_nulls_and_new_keys(write):
     assert cfg.clip == 1.0 and cfg.extra.deep == 2 and cfg.optimizer.name == "sgd"
 
 
+def test_an_override_that_changes_the_name_replaces_the_section(write):
+    path = write("run.yaml", PARENT + "name: here\n")
+    assert plain(load(path, ["denoiser.name=dit"]))["denoiser"] == {"name": "dit"}
+    assert plain(load(path, ["denoiser.name=dit", "+denoiser.depth=4"]))["denoiser"] == {"name": "dit", "depth": 4}
+    assert plain(load(path, ["denoiser={name: dit, depth: 4}"]))["denoiser"] == {"name": "dit", "depth": 4}
+    same = {"name": "unet", "widths": [32, 64], "heads": 8}
+    for override in ("denoiser={name: unet, heads: 8}", "denoiser={heads: 8}", "denoiser.heads=8"):
+        assert plain(load(path, ["denoiser.name=unet", override]))["denoiser"] == same
+    assert load(path, ["name=there"]).image_size == 64  # the run's own name is no section's
+
+
+def test_null_switches_off(write):
+    write("parent.yaml", PARENT + "callbacks: {mask_log: {name: mask_log, every_images: 1}, ema: {name: ema}}\n")
+    path = write("child.yaml", "base: parent.yaml\ncallbacks: {mask_log: null}\n")
+    assert plain(load(path))["callbacks"] == {"mask_log": None, "ema": {"name": "ema"}}
+    assert load(path, ["callbacks.ema=null"]).callbacks.ema is None
+    assert load(path, ["+callbacks.mask_log.name=mine"]).callbacks.mask_log == {"name": "mine"}
+
+
+def test_one_plugin_may_be_written_without_a_list(write, tmp_path, monkeypatch):
+    write("acme_single.py", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "acme_single", raising=False)
+    load(write("run.yaml", PARENT + "plugins: []\n"), ["plugins=acme_single"])
+    assert sys.modules.pop("acme_single")
+
+
 @pytest.mark.parametrize(
     "override, says",
     [
         ("optimiser.lr=1", "the run file has no 'optimiser'; did you mean 'optimizer'?"),
         ("denoiser.width=1", "denoiser has no 'width'; did you mean 'widths'?"),
         ("data.train.3.weight=1", "data.train has no '3'"),
-        ("image_size.x=1", "image_size has no 'x'; it has: no keys"),
+        ("image_size.x=1", "image_size has no 'x'; there are: none"),
         ("image_size", "must read key=value"),
+        ("denoiser.widths=[8,", "override 'denoiser.widths=[8,' is not valid YAML"),
+        ("image_size={a: b: c}", "is not valid YAML"),
+        ("image_size=${nowhere", "is not valid YAML"),
+        ("+image_size.x=1", "image_size has no 'x'"),
     ],
 )
 def test_a_wrong_override_names_the_right_key(write, override, says):
@@ -126,18 +160,26 @@ def test_check_keys_names_the_nearest():
 
 def test_explain_config_prints_what_names_resolve_to(write, monkeypatch, capsys):
     run = write("run.yaml", PARENT + """
-sampler: {name: dpmpp_2m, steps: 10}
+sampler: {name: dpmpp_2m}
 ladder: {levels: [{name: outline}, {name: blur, sigma: 0.1}, {name: box}]}
 callbacks: {ema: {name: ema}}
 """)
     main = runpy.run_path(str(TOOL))["main"]
-    monkeypatch.setattr("sys.argv", ["explain_config.py", str(run), "sampler.steps=7"])
+    monkeypatch.setattr("sys.argv", ["explain_config.py", str(run), "image_size=48"])
     assert main() == 0
     out = capsys.readouterr().out
-    assert "steps: 7" in out and "sampler: sampler 'dpmpp_2m'\n    sb.samplers.dpmpp_2m(" in out
+    assert "image_size: 48" in out and "sampler: sampler 'dpmpp_2m'\n    sb.samplers.dpmpp_2m(" in out
     assert "ladder.levels.1: degradation 'blur'\n    sb.masks.blur_rung(sigma: float" in out
     assert "callbacks.ema: callback 'ema'\n    sb.callbacks.ema." in out
 
     monkeypatch.setattr("sys.argv", ["explain_config.py", str(run), "sampler.name=dpmpp_2s"])
     assert main() == 2
     assert "error: no sampler named 'dpmpp_2s'; did you mean 'dpmpp_2m'?" in capsys.readouterr().err
+
+
+def test_the_worked_example_of_explain_config_works(monkeypatch, capsys):
+    tool = runpy.run_path(str(TOOL))
+    words = shlex.split(tool["EXAMPLE"].splitlines()[1])[1:]
+    monkeypatch.chdir(TOOL.parents[1])
+    monkeypatch.setattr("sys.argv", words)
+    assert tool["main"]() == 0 and "steps: 20" in capsys.readouterr().out

@@ -28,7 +28,7 @@ def painter() -> Inpainter:
     schedule = scaled_linear(prediction="v", zero_terminal_snr=True)
     return Inpainter(
         unet.eval(), vae.eval(), text.eval(), schedule, LADDER, SmartBrushConditioning(16), ddim,
-        PaintOptions(steps=3, guidance=2.0), grid=2,
+        PaintOptions(steps=3, guidance=2.0),
     )
 
 
@@ -77,9 +77,17 @@ def test_seed_text_level_guidance_steps_and_negative_each_matter(painter):
 
 def test_predicted_nothing_keeps_the_picture(painter):
     """A mask head that sees no object gives the untouched picture back: the preserved background."""
-    request = a_request()
+    request = a_request(level=2.0)
     result = painter.paint([request], threshold=1.0)[0]
     assert torch.equal(result.pixels, request.image)
+
+
+def test_at_the_outline_the_mask_is_the_object(painter):
+    """Level 0 needs no prediction: the whole mask is painted, however high the threshold."""
+    request = a_request(level=0.0)
+    results = [painter.paint([request], threshold=threshold)[0] for threshold in (0.0, 1.0)]
+    assert torch.equal(results[0].pixels, results[1].pixels)
+    assert not torch.equal(results[0].pixels, request.image)
 
 
 def test_in_python_with_pictures(painter):

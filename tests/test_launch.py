@@ -1,8 +1,10 @@
 """Placement: every interval in images, rounded so that a run ends on a validation."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from sb.launch import Placement
+from sb.launch import EndOfImages, Placement
 
 
 @pytest.mark.parametrize("images, val_every, devices, accumulate", [
@@ -24,3 +26,10 @@ def test_fp16_on_a_cpu_is_refused():
 def test_intervals_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         Placement(8, 100, 0, accelerator="cpu")
+
+
+@pytest.mark.parametrize("total, stops", [(15, True), (16, True), (17, False)])
+def test_a_run_ends_by_images_however_many_steps_there_were(total, stops):
+    trainer, end = SimpleNamespace(should_stop=False), EndOfImages(total)
+    end.on_train_batch_end(trainer, SimpleNamespace(images_seen=16), None, None, 0)
+    assert trainer.should_stop is stops

@@ -36,6 +36,26 @@ def test_masks_from_pictures_layers_and_arrays():
         assert torch.equal(pictures.mask_tensor(mask), expected)
 
 
+def test_a_mask_saved_as_labels_is_a_mask(tmp_path):
+    labels = np.zeros((4, 6), np.uint8)
+    labels[1:3, 2:5] = 1
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    Image.fromarray(np.stack([labels] * 3, 2)).save(tmp_path / "rgb.png")
+    for path in ("labels.png", "rgb.png"):
+        assert torch.equal(pictures.mask_tensor(tmp_path / path), torch.from_numpy(labels)[None])
+    Image.fromarray(labels * 100).save(tmp_path / "dim.png")  # dark grey is still below half
+    assert int(pictures.mask_tensor(tmp_path / "dim.png").sum()) == 0
+    assert int(pictures.mask_tensor(Image.new("L", (3, 3))).sum()) == 0
+
+
+def test_a_huge_picture_is_refused_on_one_line(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match="huge.png cannot be read as an image: Image size .1600 pixels") as caught:
+        pictures.open_image(tmp_path / "huge.png")
+    assert "\n" not in str(caught.value)
+
+
 def test_boxes():
     mask = pictures.box_mask(pictures.parse_box("2,1,3,2"), 4, 6)
     assert int(mask.sum()) == 6 and int(mask[0, 1:3, 2:5].sum()) == 6
@@ -58,6 +78,14 @@ def test_alpha_and_profile_are_copied_through():
     source.info["icc_profile"] = b"profile"
     painted = pictures.like_source(Image.new("RGB", (4, 4), (1, 2, 3)), source)
     assert painted.getpixel((0, 0)) == (1, 2, 3, 77) and painted.info["icc_profile"] == b"profile"
+
+
+@pytest.mark.parametrize("mode, copied", [("RGB", True), ("RGBA", True), ("L", False), ("LA", False), ("CMYK", False)])
+def test_only_a_profile_of_rgb_is_copied(mode, copied, tmp_path):
+    source = Image.new(mode, (4, 4))
+    source.info["icc_profile"] = b"profile"
+    pictures.save_png(pictures.like_source(Image.new("RGB", (4, 4)), source), tmp_path / "out.png")
+    assert ("icc_profile" in pictures.open_image(tmp_path / "out.png").info) == copied
 
 
 def test_numbers_find_the_first_free_name(tmp_path):

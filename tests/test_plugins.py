@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from sb import config
+from sb.assemble import assemble, build_denoiser, load_inpainter
 from sb.masks import Ladder
+from sb.models.text import tiny
 from sb.registry import build
-from sb.types import Condition
+from sb.types import Condition, Request
 
 PACKAGE = '''
 import lightning.pytorch as pl
@@ -20,16 +22,17 @@ from sb.registry import register
 
 @register("denoiser", "acme_flat")
 class Flat(nn.Module):
-    """One convolution that looks at x_t and the mask, and at nothing else."""
+    """One convolution of x_t and the mask, shifted by the text; it has no use for the level."""
 
-    def __init__(self, in_channels: int, out_channels: int, latent_channels: int, kernel: int = 3):
+    def __init__(self, in_channels: int, out_channels: int, mask_head: int, text_width: int, kernel: int = 3):
         super().__init__()
-        self.latent_channels = latent_channels
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+        self.out_channels = out_channels
+        self.conv = nn.Conv2d(in_channels, out_channels + mask_head, kernel, padding=kernel // 2)
+        self.shift = nn.Linear(text_width, out_channels + mask_head)
 
     def forward(self, x, t, cond):
-        out = self.conv(x)
-        return out[:, : self.latent_channels], out[:, self.latent_channels :]
+        out = self.conv(x) + self.shift(cond.tokens.mean(1))[:, :, None, None]
+        return out[:, : self.out_channels], out[:, self.out_channels :]
 
 
 @register("degradation", "acme_spray")
@@ -49,9 +52,11 @@ class Count(pl.Callback):
         self.batches += 1
 '''
 RUN = """
+base: quickstart.yaml
 plugins: [acme_brushes]
 ladder:
   levels: [{name: outline}, {name: acme_spray, radius: 1}, {name: box}]
+  level_weights: [1, 1, 1]
 denoiser: {name: acme_flat, kernel: 3}
 callbacks: {count: {name: acme_count, start: 0}}
 """
@@ -73,10 +78,10 @@ def test_private_entries_are_built_from_a_run_file(run_file):
     overrides = ["ladder.levels.1.radius=3", "denoiser.kernel=1", "callbacks.count.start=7"]
     cfg = config.plain(config.load(run_file, overrides))
 
-    denoiser = build("denoiser", cfg["denoiser"], in_channels=5, out_channels=5, latent_channels=4)
+    denoiser = build_denoiser(cfg, Ladder(**cfg["ladder"]), 4, tiny(width=8, layers=1, heads=2))
     cond = Condition(torch.zeros(2, 1, 8), None, torch.zeros(2))
-    prediction, logits = denoiser(torch.zeros(2, 5, 8, 8), torch.zeros(2, dtype=torch.int64), cond)
-    assert prediction.shape == (2, 4, 8, 8) and logits.shape == (2, 1, 8, 8)
+    prediction, logits = denoiser(torch.zeros(2, 4 + 16, 8, 8), torch.zeros(2, dtype=torch.int64), cond)
+    assert prediction.shape == (2, 4, 8, 8) and logits.shape == (2, 16, 8, 8)  # k = 4 x 4 mask pixels
     assert denoiser.conv.kernel_size == (1, 1)
 
     outline = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
@@ -87,10 +92,29 @@ def test_private_entries_are_built_from_a_run_file(run_file):
     assert build("callback", cfg["callbacks"]["count"]).batches == 7
 
 
+def test_a_private_model_trains_and_paints(run_file, tiny_overrides):
+    small = ["vae={weights: null, widths: 8, blocks: 1}", "text={width: 16, layers: 1, heads: 2}"]
+    run = assemble(config.load(run_file, [*small, *tiny_overrides]))
+    before = {name: value.clone() for name, value in run.system.denoiser.state_dict().items()}
+    run.fit()
+    counts = [callback for callback in run.trainer.callbacks if type(callback).__name__ == "Count"]
+    assert [count.batches for count in counts] == [2] and run.system.images_seen == 8  # 8 images in fours
+    assert any(not torch.equal(value, before[name]) for name, value in run.system.denoiser.state_dict().items())
+    assert (run.run_dir / "model" / "unet.safetensors").is_file()
+
+    painter = load_inpainter(run.run_dir)
+    assert type(painter.denoiser).__name__ == "Flat"
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[:, 8:20, 8:20] = 1
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    pixels = painter.paint([Request(image, mask, "red star", level=1.0, seed=1)], steps=2)[0].pixels
+    assert torch.equal(pixels[:, mask[0] == 0], image[:, mask[0] == 0]) and not torch.equal(pixels, image)
+
+
 def test_a_typo_in_a_private_name_finds_the_private_name(run_file):
     cfg = config.plain(config.load(run_file, ["denoiser.name=acme_flatt"]))
     with pytest.raises(ValueError, match="did you mean 'acme_flat'"):
-        build("denoiser", cfg["denoiser"], in_channels=5, out_channels=5, latent_channels=4)
+        build("denoiser", cfg["denoiser"], in_channels=5, out_channels=4, mask_head=1, text_width=8)
 
 
 def test_the_private_entry_needs_its_plugin(run_file):

@@ -15,6 +15,7 @@ takes a list of PIL images and returns as many strings. A run that was stopped g
 
 
 def main() -> int:
+    """Write the captions; 0 done, 2 an error on one line, 130 stopped."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -13,6 +13,7 @@ NUM_SHOWN = 50
 
 
 def main() -> int:
+    """Check, print and draw; the exit code says what was found."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 EXAMPLE = """example:
   python tools/evaluate.py runs/quickstart --requests 256 --out runs/quickstart/evaluation
-writes metrics.json, report.md and contact_sheet.png there"""
+writes metrics.json, per_request.json, report.md and contact_sheet.png there"""
 
 
 def main() -> int:
+    """Run the evaluation; 2 for whatever the user can put right."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -18,7 +19,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=256, help="number of unseen scenes (default 256)")
     parser.add_argument("--batch", type=int, default=64, help="requests painted at once (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes and noise (default 0)")
-    parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of the scenes (default 64)")
+    parser.add_argument("--size", type=int, metavar="PX", help="side of the scenes (default: the model's own)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--oracle", metavar="FILE", help="an oracle.safetensors of an earlier evaluation, to reuse it")
     parser.add_argument("--seconds", metavar="FILE", help="json of earlier stages' seconds, listed in the report")

@@ -8,7 +8,7 @@ from typing import Any
 
 MANY = {"ladder.levels": "degradation", "data.tasks": "task", "callbacks.*": "callback"}  # sections that hold several
 EXAMPLE = """example:
-  python tools/explain_config.py configs/quickstart.yaml sampler.steps=20 'trainer.images=1000'
+  python tools/explain_config.py configs/quickstart.yaml inpaint.steps=20 'trainer.images=1000'
 """
 
 

@@ -59,7 +59,8 @@ def paint(args: argparse.Namespace) -> None:
     options = {key: value for key, value in chosen.items() if value is not None}
     result = painter.paint([request], **options)[0]
 
-    number = pictures.free_number(args.out, ("result.png", "request.json"), args.overwrite)
+    names = ("result.png", "predicted_mask.png", "side_by_side.png", "request.json")
+    number = pictures.free_number(args.out, names, args.overwrite)
     files = {"result.png": pictures.like_source(result.image, source)}
     if result.predicted_mask is not None:
         files["predicted_mask.png"] = result.predicted_mask

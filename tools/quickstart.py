@@ -25,6 +25,7 @@ STAGES = {
 
 
 def main() -> int:
+    """Run the stages that are not done yet; the exit code of the first that fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,6 +35,7 @@ def main() -> int:
     os.chdir(Path(__file__).parents[1])
     seconds_file = RUN / "seconds.json"
     seconds = json.loads(seconds_file.read_text()) if seconds_file.is_file() else {}
+    seconds = with_evaluation(seconds)
     for number, (stage, command) in enumerate(STAGES.items(), 1):
         command = f"python tools/{command.format(run=RUN)}"
         if stage in seconds:
@@ -49,6 +51,15 @@ def main() -> int:
         write_whole(seconds_file, json.dumps(seconds, indent=1).encode())
     print(closing(seconds))
     return 0
+
+
+def with_evaluation(seconds: dict[str, float]) -> dict[str, float]:
+    """The stages done, with the evaluation where its results are there although it was stopped before it was noted."""
+    results = RUN / "metrics.json"
+    if "evaluation" in seconds or not results.is_file():
+        return seconds
+    measured = json.loads(results.read_text())["seconds"]
+    return {**seconds, "evaluation": round(sum(s for stage, s in measured.items() if stage not in seconds), 1)}
 
 
 def closing(seconds: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from sb.registry import register
 
 NAMED = 8  # batch keys shown in a message
+CHECK_BATCHES = 16  # between two looks at the skipped samples of all ranks
 
 
 class NotFiniteError(ValueError):
@@ -19,10 +20,13 @@ class NotFiniteError(ValueError):
 
 
 class Ledger(Protocol):
-    """Counts the samples that were skipped; ``check`` raises ValueError where they are too many."""
+    """Counts skipped samples; ``gather`` adds up all ranks, ``check`` raises ValueError where they are too many."""
 
     def add(self, batch: Any) -> None: ...
+    def gather(self) -> None: ...
     def check(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 @register("callback", "guard")
@@ -30,7 +34,9 @@ class Guard(Callback):
     """Logs ``grad/norm`` (before clipping), drops steps that are not finite, and stops after ``patience`` in a row.
 
     The test is on the reduced gradient's norm, the same on every rank, so that all ranks drop or stop together; a
-    loss that is not finite shows there. Weights are never touched by a bad step. ``ledger`` is given at runtime.
+    loss that is not finite shows there. Weights are never touched by a bad step. While fp16's loss scale is on its way
+    down, steps that are not finite are its own business: the scaler drops them. ``ledger`` is given at runtime; every
+    16 batches the skips of all ranks are added up, so that all ranks stop or none does.
     """
 
     def __init__(self, patience: int = 3, ledger: Ledger | None = None):
@@ -41,12 +47,26 @@ class Guard(Callback):
         self._loss: Tensor | None = None
         self._keys: list[str] = []
 
+    @property
+    def state_key(self) -> str:
+        return "guard"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.ledger is None else {"skipped": self.ledger.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.ledger is not None and "skipped" in state_dict:
+            self.ledger.load_state_dict(state_dict["skipped"])
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._keys = list(getattr(batch, "key", ()))
-        if self.ledger is not None:
-            self.ledger.add(batch)
+        if self.ledger is None:
+            return
+        self.ledger.add(batch)
+        if (batch_idx + 1) % CHECK_BATCHES == 0:  # the same on every rank
+            self.ledger.gather()
             self.ledger.check()
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -57,10 +77,12 @@ class Guard(Callback):
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        which = [id(one) for one in trainer.optimizers].index(id(optimizer))
-        pl_module.log("grad/norm" if which == 0 else f"grad/norm_{which}", norm)
+        pl_module.log("grad/norm", norm)
         if torch.isfinite(norm):
             self._bad = 0
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1:
             return
         self._bad += 1
         for parameter in parameters:

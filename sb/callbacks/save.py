@@ -6,6 +6,7 @@ side and renamed into place, so that an older one survives a full disk or a kill
 
 import errno
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,13 +33,27 @@ class SaveError(ValueError):
 
 
 class StraightToFile(TorchCheckpointIO):
-    """Writes where it is told: Lightning's own goes through memory and the system's temporary folder."""
+    """Writes where it is told: Lightning's own goes through memory and the system's temporary folder.
+
+    Reading a broken file is a ValueError of one line.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write, and wait until it is on the disk."""
         with open(path, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read as Lightning does; ValueError that names the file where it is cut off or no checkpoint."""
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            first = (str(error).splitlines() or ["cut off"])[0]
+            raise ValueError(
+                f"{path} is not a readable checkpoint ({first}); put another one of that folder in its place"
+            ) from None
 
 
 @register("callback", "save")
@@ -76,26 +91,32 @@ class Save(Checkpoint):
 
     @property
     def state_key(self) -> str:
+        """Where a checkpoint keeps the best score: ``checkpoint["callbacks"]["save"]``."""
         return "save"
 
     def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score."""
         self.best = state_dict["best"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read and write checkpoints with ``StraightToFile``."""
         with suppress(RuntimeError):  # sharded strategies have no such plugin and write their own way
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
                 trainer.strategy.checkpoint_io = StraightToFile()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from here."""
         self._step, self._images = trainer.global_step, int(pl_module.images_seen)  # type: ignore[arg-type]
         self._saved = self._images  # nothing new yet
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Save where an interval of images ended with this optimizer step."""
         if trainer.global_step == self._step:  # half-accumulated gradients are in no checkpoint
             return
         assert self._images is not None
@@ -104,9 +125,11 @@ class Save(Checkpoint):
         names = ["last.ckpt"] if before // self.every_images != now // self.every_images else []
         if self.keep_images is not None and before // self.keep_images != now // self.keep_images:
             names = [f"images-{now:09d}.ckpt", "last.ckpt"]
-        self._save(trainer, pl_module, names)
+        if names:
+            self._save(trainer, pl_module, names)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save where this validation is the best so far."""
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.monitor not in trainer.callback_metrics:
@@ -120,10 +143,11 @@ class Save(Checkpoint):
             self._save(trainer, pl_module, ["best.ckpt"])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._saved != self._images:
-            self._save(trainer, pl_module, ["last.ckpt"])
+        """Save what is new, and the model folder in any case: the last validation may have measured the VAE anew."""
+        self._save(trainer, pl_module, ["last.ckpt"] if self._saved != self._images else [])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save an interrupted run as of its last optimizer step."""
         nothing_new = self._images is None or self._saved == self._images
         if nothing_new or trainer.world_size > 1 or isinstance(exception, (NotFiniteError, SaveError)):
             return
@@ -137,24 +161,24 @@ class Save(Checkpoint):
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, names: list[str]) -> None:
         """One checkpoint under each of the names, then the model folder; called on all ranks."""
-        if not names:
-            return
-        folder = self.run_dir / "checkpoints"
+        folder, model = self.run_dir / "checkpoints", self.run_dir / "model"
         aside = folder / ".writing.ckpt"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(aside)
+            if names:
+                folder.mkdir(parents=True, exist_ok=True)
+                trainer.save_checkpoint(aside)
             if trainer.is_global_zero:
                 for name in names[:-1]:
                     _place_copy(aside, folder / name)
-                os.replace(aside, folder / names[-1])
+                if names:
+                    os.replace(aside, folder / names[-1])
                 if self.export is not None:
-                    self.export(self.run_dir / "model", _weights(trainer, pl_module))
+                    self.export(model, _weights(trainer, pl_module))
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's short write
                 raise
             aside.unlink(missing_ok=True)
-            raise SaveError(_explain(folder / names[-1], error)) from error
+            raise SaveError(_explain(folder / names[-1] if names else model, error)) from error
         if "last.ckpt" in names:
             self._saved = self._images
 

@@ -19,7 +19,8 @@ GIB = 2**30
 @register("callback", "speed")
 class Speed(Callback):
     """Every ``every_images``: images per second (all ranks), share of time waiting for data, seconds per batch,
-    peak memory (of the GPU, else of this process), and ``data/skipped_<reason>``: samples skipped so far, all ranks.
+    peak memory (of the GPU, else of this process), and ``data/skipped_<reason>``: samples skipped so far, all ranks;
+    after each validation ``data/val_skipped_<reason>``: those that were skipped in it.
 
     Validation and checkpoints are not counted as training time. A checkpoint between two reports holds the other
     ranks' skips up to the last report.
@@ -31,6 +32,7 @@ class Speed(Callback):
         self.every_images = every_images
         self._total: Counter[str] = Counter()  # over all ranks, up to the last report
         self._fresh: Counter[str] = Counter()  # on this rank since then
+        self._in_validation: Counter[str] = Counter()  # on this rank, in this validation
         self._images = 0
         self._paused = True
         self._ended = 0.0
@@ -53,6 +55,21 @@ class Speed(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused = True
+        self._in_validation = Counter()
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._in_validation.update(skip.reason for skip in getattr(batch, "skipped", ()))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        counts = _over_ranks(self._in_validation)
+        board = writer(trainer)
+        if board is None or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        for reason, count in counts.items():
+            board.add_scalar(f"data/val_skipped_{reason}", count, global_step=pl_module.images_seen)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -3,6 +3,7 @@
 Legend: S the side of the square that a model sees, in pixels; H W the stored image's pixels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def draw_frame(
     """
     largest = min(width, height)
     left, top, box_width, box_height = (0, 0, width, height) if box is None else _whole(box, width, height)
-    context, across, down, mirror = rng.random(4)
+    context, across, down, mirror = rng.random(4).tolist()  # numpy's scalars are slow
     if crop is None:
         side = largest
     elif box is None:
@@ -111,10 +112,10 @@ def pixel_of(mask: Pixels) -> list[float] | None:
 
 def _whole(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
     """The box on whole pixels inside the image, at least one pixel each way."""
-    left = min(max(int(np.floor(box[0])), 0), width - 1)
-    top = min(max(int(np.floor(box[1])), 0), height - 1)
-    right = min(max(int(np.ceil(box[0] + box[2])), left + 1), width)
-    bottom = min(max(int(np.ceil(box[1] + box[3])), top + 1), height)
+    left = min(max(math.floor(box[0]), 0), width - 1)
+    top = min(max(math.floor(box[1]), 0), height - 1)
+    right = min(max(math.ceil(box[0] + box[2]), left + 1), width)
+    bottom = min(max(math.ceil(box[1] + box[3]), top + 1), height)
     return left, top, right - left, bottom - top
 
 

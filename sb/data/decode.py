@@ -5,6 +5,7 @@ Legend: H W the stored image's pixels.
 
 import io
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,19 +17,22 @@ from sb.data.ledger import Broken
 from sb.data.schema import SCHEMA_VERSION
 
 Pixels = NDArray[np.uint8]
+BAD_PICTURE = (  # what Pillow raises for bytes that it cannot make a picture of
+    OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError,
+)
 
 
 def read_record(body: bytes, max_pixels: int) -> dict[str, Any]:
     """The json member; Broken where it is no json, lacks a key, is of another schema or declares an absurd size."""
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Broken("bad_json") from None
     if not isinstance(record, dict):
         raise Broken("bad_json")
     if any(key not in record for key in ("width", "height", "instances")):
         raise Broken("missing_key")
-    if record.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+    if record.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or not isinstance(record["instances"], list):
         raise Broken("bad_schema")
     width, height = record["width"], record["height"]
     if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
@@ -76,7 +80,7 @@ def decode_mask(rle: Any, width: int, height: int) -> Pixels:
 def run_lengths(counts: Any) -> NDArray[np.int64]:
     """The run lengths, zeros first, of COCO's compressed RLE string; Broken where it is not one.
 
-    Each character holds five bits and a flag that more follow; from the third run on, a number is the difference
+    Each character holds five bits and a flag that more follow; from the fourth run on, a number is the difference
     to the run before last.
     """
     try:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sb.data.coco import encode_mask, instance_of
+from sb.data.decode import BAD_PICTURE
 from sb.data.schema import Instance, Record
 from sb.registry import register
 
@@ -116,7 +117,7 @@ class FolderSource:
             return "missing_label"
         try:
             mask = read_mask(self.root / f"{whole}{_MASK}")
-        except OSError:
+        except BAD_PICTURE:
             return "unreadable_mask"
         if mask.shape != (height, width):
             return "mask_of_another_size"

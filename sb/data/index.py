@@ -76,21 +76,24 @@ def write_index(tar_path: str | Path) -> Index:
 def read_index(tar_address: str | Path) -> Index:
     """The index beside a tar, or one made by scanning it, saved beside it where that is writable.
 
-    A local tar that has outgrown its index is scanned again; one that is shorter was cut, and keeps its index, so
-    that what it lost can be counted. Raises FileNotFoundError where there is neither index nor tar, ValueError for
-    an index of another schema.
+    A damaged index is made again, and so is that of a local tar that was replaced or has grown; a tar that was cut
+    keeps its index, so that what it lost can be counted. Raises FileNotFoundError where there is neither index nor
+    tar, ValueError for an index of another schema.
     """
-    place = index_address(tar_address)
+    place, index = index_address(tar_address), None
     try:
         with open_address(place) as file:
-            index = _checked(json.load(file), place)
-        if is_remote(tar_address) or Path(tar_address).stat().st_size <= index["tar_bytes"]:
+            index = parse_index(file.read(), place)
+        if index is not None and (is_remote(tar_address) or _fits(index, tar_address)):
             return index
     except FileNotFoundError:
         pass
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not a valid index: {error}; delete it and it is made again") from None
-    index = index_tar(tar_address)
+    try:
+        index = index_tar(tar_address)
+    except ValueError:
+        if index is None:
+            raise
+        return index  # a header is damaged: what the index says is the best that is known
     if not is_remote(tar_address):
         try:
             _write(index, place)
@@ -103,11 +106,45 @@ def _write(index: Index, place: str) -> None:
     write_whole(place, json.dumps(index, separators=(",", ":")).encode())
 
 
-def _checked(index: Any, place: str) -> Index:
-    version = index.get("schema_version") if isinstance(index, dict) else None
-    if version != SCHEMA_VERSION or not isinstance(index.get("samples"), list):
+def parse_index(body: bytes, place: str) -> Index | None:
+    """The index that a file holds, None where it is damaged; ValueError where it is of another schema."""
+    try:
+        index = json.loads(body)
+    except ValueError:
+        return None
+    version = index.get("schema_version") if isinstance(index, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
         raise ValueError(f"{place} has schema_version {version}, this version reads {SCHEMA_VERSION}; delete it")
-    return index
+    try:
+        sound = isinstance(index["tar_bytes"], int) and all(
+            isinstance(sample["key"], str) and all(
+                type(offset) is type(size) is int and offset >= 0 and size >= 0
+                for offset, size in sample["members"].values()
+            )
+            for sample in index["samples"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return index if sound else None
+
+
+def _fits(index: Index, tar_path: str | Path) -> bool:
+    """Whether an index is that of a tar or of what is left of it, by its size and the first and last headers."""
+    with open(tar_path, "rb") as file:
+        left = file.seek(0, 2)
+        for sample in index["samples"][:1] + index["samples"][-1:]:
+            for extension, (offset, size) in sample["members"].items():
+                if offset > left:
+                    continue
+                file.seek(max(offset - tarfile.BLOCKSIZE, 0))
+                try:
+                    header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+                except tarfile.HeaderError:
+                    return False
+                name = f"{sample['key']}.{extension}".lower()
+                if header.size != size or not name.startswith(header.name.lower()):  # long names are cut off there
+                    return False
+    return left <= int(index["tar_bytes"])
 
 
 def _members(tar: tarfile.TarFile) -> Any:

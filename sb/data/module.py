@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,7 +19,7 @@ from sb.data.shards import ShardStore
 from sb.data.tasks import Task, TaskContext
 from sb.registry import build
 
-VAL_SEED = 0  # held-out samples do not depend on the run's seed, so that runs can be compared
+VAL_SEED, VAL_SHARDS = 0, 16  # held-out samples depend neither on the seed nor on shuffle_shards: runs compare
 log = logging.getLogger(__name__)
 
 
@@ -99,12 +100,12 @@ class ShardData(pl.LightningDataModule):
         if stage in (None, "fit"):
             check_enough_shards("data.train", self._num_shards("train"), self._world, self.workers)
         if self.val_spec and stage in (None, "fit", "validate"):
-            self.samples("val")
+            self._check_apart()
 
     def train_dataloader(self) -> ShardLoader:
         """Endless batches from ``images_seen`` on; its length is the number of batches of the whole run."""
         stream = TrainStream(self.samples("train"), self.batch_size, self._rank, self._world)
-        return self._loader(stream, self._train_batches, self.workers)
+        return self._loader(stream, self._train_batches, self.workers, self._images_seen)
 
     def val_dataloader(self) -> ShardLoader | list[Any]:
         """The first ``val_images`` held-out samples, the same in every run and however many ranks share them.
@@ -137,20 +138,36 @@ class ShardData(pl.LightningDataModule):
         for folder in [folder for store in stores for folder in store.label_only]:
             log.info("data.%s: %s has no captions of single objects, their labels are the text", split, folder)
         context = TaskContext(**self.context, labels=labels)
+        if context.sample_by == "category" and not labels:
+            log.warning("data.%s: sample_by: category needs the label counts of a manifest; objects are drawn evenly",
+                        split)
         tasks: list[Task] = []
         for spec in self.task_specs:
             tasks.append(build("task", {k: v for k, v in spec.items() if k != "weight"}, context=context))
         return Samples(
             stores, [float(entry.get("weight", 1.0)) for entry in entries],
             tasks, [float(spec.get("weight", 1.0)) for spec in self.task_specs],
-            self.look, self.seed if split == "train" else VAL_SEED, self.shuffle_shards,
+            self.look, *((self.seed, self.shuffle_shards) if split == "train" else (VAL_SEED, VAL_SHARDS)),
         )
 
-    def _loader(self, stream: TrainStream | FixedStream, length: Any, workers: int) -> ShardLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ShardLoader(
-            stream, length, workers=workers, pin_memory=on_gpu, prefetch=self.prefetch, start=self._images_seen,
+    def _check_apart(self) -> None:
+        """Raise ValueError where a shard is both trained on and held out."""
+        train, val = (
+            {os.path.realpath(a) if os.path.exists(a) else a for a in self._addresses(split)}
+            for split in ("train", "val")
         )
+        if train & val:
+            raise ValueError(f"data: train and val both read {min(train & val)}; give val shards of its own")
+
+    def _addresses(self, split: str) -> list[str]:
+        return [shard.address for store in self.samples(split).stores for shard in store.shards]
+
+    def _loader(
+        self, stream: TrainStream | FixedStream, length: Callable[[], int], workers: int,
+        start: Callable[[], int] | None = None,
+    ) -> ShardLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ShardLoader(stream, length, workers=workers, pin_memory=on_gpu, prefetch=self.prefetch, start=start)
 
     def _train_batches(self) -> int:
         """Batches done plus batches still to come, so that it stays right when the number of ranks changes."""
@@ -177,9 +194,11 @@ class ShardData(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     def _num_shards(self, split: str) -> int:
-        return sum(len(store.shards) for store in self.samples(split).stores)
+        return len(self._addresses(split))
 
     def _fingerprint(self) -> str:
         samples = self.samples("train")
-        facts = [self.seed, self.shuffle_shards, samples.mixture.slots.tolist(), [s.counts for s in samples.stores]]
+        shards = [(s.name, s.sha256 or s.size) for store in samples.stores for s in store.shards]
+        counts = [store.counts for store in samples.stores]
+        facts = [self.seed, self.shuffle_shards, samples.mixture.slots.tolist(), counts, shards]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from sb.data.coco import encode_mask, file_stamp, instance_of
+from sb.data.decode import BAD_PICTURE
 from sb.data.folder import read_mask
 from sb.data.schema import Instance, Record
 from sb.registry import register
@@ -105,7 +106,7 @@ class OpenImagesSource:
             mask = read_mask(flat if flat.is_file() else self.mask_folder / path[0] / path)
         except FileNotFoundError:
             return "missing_mask"
-        except OSError:
+        except BAD_PICTURE:
             return "unreadable_mask"
         height, width = mask.shape
         if abs(width * size[1] / (height * size[0]) - 1) > _ASPECT_SLACK:

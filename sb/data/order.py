@@ -22,12 +22,15 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         bits = np.random.Philox(0)
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"data: seed must be between 0 and 2**63 - 1, not {seed}")
         self._rng, self._state = np.random.Generator(bits), bits.state
         self._state["state"]["key"][:] = seed, DRAWS
+        self._counter = self._state["state"]["counter"]
 
     def at(self, j: int, attempt: int) -> np.random.Generator:
         """The generator at the start of (seed, j, attempt); the one given out before is this same object."""
-        self._state["state"]["counter"][:] = 0, attempt, j, 0
+        self._counter[1], self._counter[2] = attempt, j
         self._rng.bit_generator.state = self._state
         return self._rng
 
@@ -130,9 +133,12 @@ class Mixture:
             raise ValueError(f"data: the weights of the sources must be >= 0 and not all 0, not {list(weights)}")
         share = np.asarray(weights, dtype=np.float64) / sum(weights) * CYCLE
         slots = np.where(share > 0, np.maximum(np.floor(share), 1), 0).astype(np.int64)
-        while slots.sum() != CYCLE:  # the largest remainder gains a slot, the largest excess loses one
-            gap = share - slots
-            slots[np.argmax(gap) if slots.sum() < CYCLE else np.argmin(gap)] += np.sign(CYCLE - slots.sum())
+        if np.count_nonzero(slots) > CYCLE:
+            raise ValueError(f"data: a mixture takes at most {CYCLE} sources, not {np.count_nonzero(slots)}")
+        while slots.sum() < CYCLE:
+            slots[np.argmax(share - slots)] += 1
+        while slots.sum() > CYCLE:  # a source of next to no weight got its slot; the largest gives it up
+            slots[np.argmax(slots)] -= 1
         self.slots, self.seed = slots, seed
         self._cycles: dict[int, tuple[Ints, Ints]] = {}
 

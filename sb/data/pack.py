@@ -20,6 +20,7 @@ from webdataset import TarWriter
 
 from sb.config import write_whole
 from sb.data.captions import Captions
+from sb.data.decode import BAD_PICTURE
 from sb.data.index import write_index
 from sb.data.schema import Record, Source
 from sb.data.verify import read_samples
@@ -99,7 +100,8 @@ class ShardWriter:
             return None
         for reason, name in record.origin.get("skipped", ()):
             _skip(counts, f"instance_{reason}", f"{record.key} {name}")
-        counts["captioned"] += self._captions.add_to(record) if self._captions else 0
+        counts["told"] += self._captions.add_to(record) if self._captions else 0
+        counts["captioned"] += sum(bool(thing.captions) for thing in record.instances)
         counts["samples"] += 1
         counts["instances"] += len(record.instances)
         counts["crowds"] += sum(thing.crowd for thing in record.instances)
@@ -116,7 +118,7 @@ class ShardWriter:
             record = self.plan.source.record(index)
         except FileNotFoundError as error:
             raise Skipped("missing_file", Path(str(error.filename)).name) from None
-        except (OSError, ValueError, KeyError) as error:
+        except (KeyError, *BAD_PICTURE) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk or the network, not this file
             raise Skipped("bad_item", f"item {index}: {error}") from None
@@ -182,8 +184,8 @@ def identities(where: str) -> set[str]:
 
 
 def _no_counts() -> dict[str, Any]:
-    return {"samples": 0, "instances": 0, "crowds": 0, "captioned": 0, "captioned_images": 0, "labels": Counter(),
-            "licences": Counter(), "skipped": Counter(), "named": {}, "keys": []}
+    return {"samples": 0, "instances": 0, "crowds": 0, "captioned": 0, "told": 0, "captioned_images": 0,
+            "labels": Counter(), "licences": Counter(), "skipped": Counter(), "named": {}, "keys": []}
 
 
 def _skip(counts: dict[str, Any], reason: str, name: str) -> None:

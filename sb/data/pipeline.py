@@ -21,6 +21,7 @@ from sb.data.shards import RawSample, ShardStore
 from sb.data.tasks import Plan, Task, pick
 from sb.types import Batch, Skip
 
+MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)  # odd json
 ATTEMPTS, ATTEMPTS_NEAR = 64, 8  # stand-ins tried for a sample, the first ones out of shards that are open anyway
 
 
@@ -62,13 +63,18 @@ class Samples:
         task = pick(rng, self.task_weights)
         skipped = None
         for attempt in range(ATTEMPTS):
+            cause = ""
             try:
                 place = order.place(position)
                 if attempt:
                     rng = self.draws.at(j, attempt)
                     place = order.spare(position, rng.random(), anywhere=attempt > ATTEMPTS_NEAR)
                 raw = store.read(*place)
-                sample = self._make(raw, task, rng)
+                try:
+                    sample = self._make(raw, task, rng)
+                except MALFORMED as error:
+                    cause = f": {error!r}"
+                    raise Broken("bad_schema") from None
                 sample.skipped = skipped
                 return sample
             except Broken as error:
@@ -76,14 +82,15 @@ class Samples:
                 skipped = skipped or last
         raise ValueError(
             f"data: {ATTEMPTS} samples in a row cannot be used for task {task + 1} of {len(self.tasks)}, the last: "
-            f"{last.name} ({last.reason}); run tools/check_shards.py on {store.shards[0].address.rpartition('/')[0]}"
+            f"{last.name} ({last.reason}{cause}); run tools/check_shards.py on "
+            f"{store.shards[0].address.rpartition('/')[0]}"
         )
 
     def plan(self, raw: RawSample, task: int, rng: np.random.Generator) -> tuple[dict[str, Any], Plan, Frame]:
         """What will be shown of a stored sample: its record, the task's plan and the frame."""
         record = read_record(raw.record, self.look.max_pixels)
         plan = self.tasks[task].plan(record, rng)
-        frame = self._frame(record, None if plan.instance is None else plan.instance["box"], rng)
+        frame = self._frame(record, None if plan.instance is None else list(plan.instance["box"]), rng)
         return record, plan, frame
 
     def _make(self, raw: RawSample, task: int, rng: np.random.Generator) -> Sample:
@@ -102,19 +109,16 @@ class Samples:
         image = decode_image(raw.image, width, height, enough_pixels(width, height, frame, size_px))
         pixels = crop_image(image, width, height, frame, size_px)
         outline = self.tasks[task].outline(own, size_px, rng)
-        return Sample(pixels, outline, plan.level, task, plan.text, str(record.get("key", raw.name)))
+        return Sample(pixels, outline, plan.level, task, plan.text, raw.name.partition("/")[2])
 
     def _frame(self, record: Mapping[str, Any], box: Sequence[float] | None, rng: np.random.Generator) -> Frame:
         look = self.look
-        try:
-            return draw_frame(rng, record["width"], record["height"], box, look.crop, look.size_px, look.flip)
-        except (TypeError, IndexError, ValueError, OverflowError):  # a box that is not four finite numbers
-            raise Broken("bad_mask") from None
+        return draw_frame(rng, record["width"], record["height"], box, look.crop, look.size_px, look.flip)
 
     def _fetch_ahead(self, source: int, position: int) -> None:
         if self.stores[source].remote and self._ahead.get(source) != (block := self.orders[source].block_of(position)):
-            self._ahead[source] = block
-            self.stores[source].fetch_ahead(self.orders[source].next_shards(position))
+            if self.stores[source].fetch_ahead(self.orders[source].next_shards(position)):
+                self._ahead[source] = block
 
 
 @dataclass

@@ -17,18 +17,18 @@ Array = NDArray[Any]  # float32
 Bits = NDArray[np.bool_]
 SUPERSAMPLING = 3  # K
 REACH = 1.25  # a rotated shape stays within this many half sides of its centre
-STRIPE_PX, DOT_PX, DOT_RADIUS_PX = 5.0, 5.5, 1.7
+STRIPE_PX, DOT_PX, DOT_RADIUS_PX = 6.0, 6.5, 2.0
 
 # colour word -> its main tone and the darker tone of its stripes and dots, sRGB in [0, 1]
 TONES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "red": ((0.95, 0.20, 0.17), (0.55, 0.00, 0.02)),
-    "orange": ((1.00, 0.62, 0.12), (0.76, 0.30, 0.00)),
-    "yellow": ((1.00, 0.95, 0.25), (0.74, 0.62, 0.00)),
-    "green": ((0.28, 0.88, 0.28), (0.00, 0.50, 0.06)),
-    "cyan": ((0.22, 0.93, 0.95), (0.00, 0.58, 0.64)),
-    "blue": ((0.32, 0.48, 1.00), (0.04, 0.10, 0.66)),
-    "purple": ((0.74, 0.38, 1.00), (0.40, 0.03, 0.64)),
-    "pink": ((1.00, 0.47, 0.80), (0.80, 0.06, 0.50)),
+    "red": ((0.95, 0.20, 0.17), (0.73, 0.09, 0.09)),
+    "orange": ((1.00, 0.62, 0.12), (0.87, 0.44, 0.05)),
+    "yellow": ((1.00, 0.95, 0.25), (0.86, 0.77, 0.11)),
+    "green": ((0.28, 0.88, 0.28), (0.13, 0.67, 0.16)),
+    "cyan": ((0.22, 0.93, 0.95), (0.10, 0.74, 0.78)),
+    "blue": ((0.32, 0.48, 1.00), (0.17, 0.27, 0.81)),
+    "purple": ((0.74, 0.38, 1.00), (0.55, 0.19, 0.80)),
+    "pink": ((1.00, 0.47, 0.80), (0.89, 0.24, 0.64)),
 }
 COLOURS = tuple(TONES)
 TEXTURES = ("plain", "striped", "dotted")

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ import fsspec.core
 from braceexpand import braceexpand
 
 from sb.data.cache import FileCache
-from sb.data.index import index_address, is_remote, open_address, read_index
+from sb.data.index import index_address, is_remote, open_address, parse_index, read_index
 from sb.data.ledger import Broken
 from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
 
 OPEN_FILES = 32
 OPEN_INDEXES = 64
+RETRY_S = 60.0  # how long a shard that could not be fetched is not asked for again
 MANIFEST = "manifest.json"
 
 
@@ -96,6 +98,8 @@ def _add(listing: Listing, address: str) -> None:
         if not is_remote(shard.address) and not os.path.isfile(shard.address):
             listed = "" if shard.samples is None else ", which its manifest lists"
             raise ValueError(f"shards: there is no {shard.address}{listed}")
+        if shard.size is None and not is_remote(shard.address):
+            shard.size = os.path.getsize(shard.address)
     listing.shards.extend(found)
 
 
@@ -136,6 +140,7 @@ class ShardStore:
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         self._ahead: threading.Thread | None = None
+        self._failed: dict[int, float] = {}  # remote shards that could not be fetched, and when
         self.counts = [
             shard.samples if shard.samples is not None else len(self._index(number))
             for number, shard in enumerate(self.shards)
@@ -144,11 +149,14 @@ class ShardStore:
             raise ValueError(f"shards: {len(self.shards)} shards from '{self.shards[0].address}' on hold no sample")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict(), "_ahead": None}
+        return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict(), "_ahead": None,
+                "_failed": {}}
 
     def read(self, shard: int, sample: int) -> RawSample:
         """The bytes of one sample; Broken says why there are none."""
         name = f"{self.shards[shard].name}/#{sample}"
+        if shard in self._failed and time.monotonic() - self._failed[shard] < RETRY_S:
+            raise Broken("unreachable", name)
         try:
             entry = self._index(shard)[sample]
             name = f"{self.shards[shard].name}/{entry['key']}"
@@ -161,26 +169,34 @@ class ShardStore:
             file = self._open(shard)
             image, record = (os.pread(file, size, offset) for offset, size in (members[extension], members["json"]))
         except OSError:
+            if is_remote(self.shards[shard].address):
+                self._failed[shard] = time.monotonic()
             raise Broken("unreachable", name) from None
         if len(image) < members[extension][1] or len(record) < members["json"][1]:
             raise Broken("truncated", name)
         return RawSample(name, image, record)
 
-    def fetch_ahead(self, shards: Sequence[int]) -> None:
-        """Fetch remote shards in the background, so that the block that needs them does not wait."""
+    def fetch_ahead(self, shards: Sequence[int]) -> bool:
+        """Fetch remote shards in the background, so that the block that needs them does not wait.
+
+        False where the fetching of the block before is not done yet: ask again.
+        """
         wanted = [n for n in shards if is_remote(self.shards[n].address)]
-        if not wanted or (self._ahead is not None and self._ahead.is_alive()):
-            return
+        if not wanted:
+            return True
+        if self._ahead is not None and self._ahead.is_alive():
+            return False
 
         def fetch() -> None:
             for number in wanted:
                 try:
                     self._local(number)
                 except (OSError, ValueError):
-                    return  # whoever reads the shard meets the same error and reports it
+                    continue  # whoever reads the shard meets the same error and reports it
 
         self._ahead = threading.Thread(target=fetch, daemon=True)
         self._ahead.start()
+        return True
 
     def close(self) -> None:
         """Close every open tar."""
@@ -233,7 +249,9 @@ class ShardStore:
         if is_remote(shard.address):
             try:
                 beside = self.cache.get(index_address(shard.address), shard.sha256)
-                return list(json.loads(beside.read_bytes())["samples"])
+                index = parse_index(beside.read_bytes(), index_address(shard.address))
+                if index is not None:
+                    return list(index["samples"])
             except FileNotFoundError:
                 pass
         try:

@@ -29,6 +29,8 @@ def contact_sheet(where: str, out: str | Path, num: int = 24, columns: int = 6) 
 
     Broken samples are left out: ``check_shards`` names them.
     """
+    if num < 1:
+        raise ValueError(f"a sheet needs at least one picture, not {num}")
     places = [(s.address, sample) for s in list_shards(where).shards for sample in index_tar(s.address)["samples"]]
     chosen = [places[int((i + 0.5) * len(places) / num)] for i in range(num)] if len(places) > num else places
     cells = []

@@ -56,7 +56,7 @@ class TaskContext:
         least, most = self.min_area * pixels, self.max_area * pixels
         try:
             eligible = [i for i in record["instances"] if not i.get("crowd") and least <= i["area"] <= most]
-        except (KeyError, TypeError, AttributeError):
+        except KeyError:
             raise Broken("missing_key") from None
         if not eligible:
             raise Broken("no_object")
@@ -85,10 +85,18 @@ def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 def image_caption(record: Record, rng: np.random.Generator) -> str:
     """One of the image's own captions; Broken("no_caption") where it has none."""
-    captions = [c for c in record.get("captions") or [record.get("caption")] if c]
+    captions = texts(record.get("captions")) or texts([record.get("caption") or ""])
     if not captions:
         raise Broken("no_caption")
-    return str(captions[int(rng.random() * len(captions))])
+    return captions[int(rng.random() * len(captions))]
+
+
+def texts(captions: Any) -> list[str]:
+    """The captions of a list that are not blank; Broken("bad_schema") where it is no list of strings."""
+    captions = [] if captions is None else captions
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise Broken("bad_schema")
+    return [text for text in captions if text.strip()]
 
 
 @register("task", "object")
@@ -112,13 +120,14 @@ class ObjectTask:
         """An eligible object, its label with probability ``label_share`` or else a caption of its own, a level."""
         instance = self.context.choose(record, rng)
         level = pick(rng, self.level_weights)
-        use_label, which = rng.random(2)
-        captions = instance.get("captions") or []
+        use_label, which = rng.random(2).tolist()
         if "label" not in instance or "mask" not in instance or "box" not in instance:
             raise Broken("missing_key")
-        if not captions or use_label < self.label_share:
-            return Plan(instance, str(instance["label"]), level)
-        return Plan(instance, str(captions[int(which * len(captions))]), level)
+        label, captions = texts([instance["label"]]), texts(instance.get("captions"))
+        if not label:
+            raise Broken("bad_schema")
+        told = label if not captions or use_label < self.label_share else captions
+        return Plan(instance, told[int(which * len(told))], level)
 
     def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
         """The object's own."""

@@ -21,8 +21,10 @@ from sb.data.ledger import Broken
 from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
 from sb.data.shards import Shard, list_shards
 
-_FIELDS = ("key", "extension", "width", "height", "instances", "caption", "captions", "origin")
-_THING = ("id", "label", "box", "area", "mask", "captions", "crowd")
+_FIELDS = {"key": str, "extension": str, "width": int, "height": int, "instances": list, "caption": str,
+           "captions": list, "origin": dict}
+_NUMBER = (int, float)
+_THING = {"id": str, "label": str, "box": list, "area": _NUMBER, "mask": dict, "captions": list, "crowd": bool}
 _AREAS = ("< 1 %", "1 to 5 %", "5 to 20 %", "> 20 %")
 _BOX_SLACK_PX = 1.5
 _NUM_LABELS_SHOWN = 12
@@ -152,7 +154,10 @@ def _check_tar(shard: Shard) -> Report:
             report.samples += 1
             report.keys.append(key)
             whole = all(len(members[name]) == size for name, (_, size) in sample["members"].items())
-            lines = _check_sample(key, members, report) if whole else ["the tar ends inside this sample"]
+            try:
+                lines = _check_sample(key, members, report) if whole else ["the tar ends inside this sample"]
+            except Exception as error:  # json can hold anything; what is not foreseen below is broken all the same
+                lines = [f"cannot be checked: {error!r}"]
             report.problems += [f"{shard.name} {key}: {line}" for line in lines]
     return report
 
@@ -180,9 +185,9 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report) -> lis
     version = body.get("schema_version") if isinstance(body, dict) else None
     if version != SCHEMA_VERSION:
         return [f"schema_version {version}, not {SCHEMA_VERSION}"]
-    missing = [name for name in _FIELDS if name not in body]
-    if missing:
-        return [f"json has no {', '.join(missing)}"]
+    wrong = _wrong_fields(body, _FIELDS)
+    if wrong:
+        return [f"json {line}" for line in wrong]
     lines = [] if body["key"] == key else [f"json says its key is {body['key']}"]
     try:
         with Image.open(io.BytesIO(members[images[0]])) as picture:
@@ -192,6 +197,8 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report) -> lis
         return lines + [f"image cannot be decoded: {error}"]
     if size != (body["width"], body["height"]):
         return lines + [f"image is {size[0]}x{size[1]}, json says {body['width']}x{body['height']}"]
+    if not all(isinstance(thing, dict) for thing in body["instances"]):
+        return lines + ["json has an instance that is no object with keys"]
     ids = Counter(str(thing.get("id")) for thing in body["instances"])
     lines += [f"instance {name} occurs {n} times" for name, n in ids.items() if n > 1]
     for thing in body["instances"]:
@@ -202,9 +209,9 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report) -> lis
 
 
 def _check_instance(thing: Mapping[str, Any], width: int, height: int) -> list[str]:
-    missing = [name for name in _THING if name not in thing]
-    if missing:
-        return [f"has no {', '.join(missing)}"]
+    wrong = _wrong_fields(thing, _THING)
+    if wrong:
+        return wrong
     rle = thing["mask"]
     try:
         if list(rle["size"]) != [height, width]:
@@ -214,13 +221,26 @@ def _check_instance(thing: Mapping[str, Any], width: int, height: int) -> list[s
         mask = decode_mask(rle, width, height)
     except (Broken, KeyError, TypeError):
         return ["bad mask: its runs do not fill the image"]
-    lines = [] if isinstance(thing["label"], str) and thing["label"].strip() else ["has no label"]
+    lines = [] if thing["label"].strip() else ["has no label"]
     area, box = int(mask.sum()), [float(n) for n in coco_mask.toBbox(rle)]
     if area != thing["area"] or not area:
         lines.append(f"area {thing['area']}, its mask has {area} px")
-    if len(thing["box"]) != 4 or max(abs(a - b) for a, b in zip(thing["box"], box)) > _BOX_SLACK_PX:
+    if len(thing["box"]) != 4 or not all(
+        isinstance(a, _NUMBER) and abs(a - b) <= _BOX_SLACK_PX for a, b in zip(thing["box"], box)
+    ):
         lines.append(f"box {thing['box']}, its mask's is {box}")
     return lines
+
+
+def _wrong_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the keys and types of a json object."""
+    missing = [name for name in fields if name not in body]
+    odd = [name for name, kind in fields.items() if name in body and not isinstance(body[name], kind)]
+    told = body.get("captions")
+    if isinstance(told, list) and not all(isinstance(text, str) for text in told):
+        odd.append("captions")
+    found = (("has no", missing), ("has another type of", odd))
+    return [f"{what} {', '.join(names)}" for what, names in found if names]
 
 
 def _count(body: Mapping[str, Any], extension: str, report: Report) -> None:

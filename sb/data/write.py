@@ -30,7 +30,7 @@ from sb.data.pack import BUILD, NUM_NAMED, Plan, ShardWriter, count_file, identi
 from sb.data.schema import SCHEMA_VERSION, Source
 from sb.registry import build
 
-LABEL_ONLY = "label-only"
+LABEL_ONLY, FROM_SOURCE = "label-only", "source"  # without a captions file: what the manifest says of the objects' own
 _MANIFEST = "manifest.json"
 _PACKAGES = ("numpy", "pillow", "pycocotools", "webdataset")
 _log = logging.getLogger(__name__)
@@ -64,8 +64,6 @@ def build_shards(
     if finished is not None:
         _log.info("%s is already complete: %d images", out, finished["images"])
         return finished
-    if captions is None:
-        _log.info("no captions file: objects carry the captions that the source itself gives, or their labels only")
     plan = Plan(built, out, images_per_shard, str(about.get("split", "")), captions,
                 tuple(config["only_licences"]), excluded, _digest(config))
     shards = range(-(-len(built) // images_per_shard))
@@ -90,6 +88,7 @@ def _prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str,
             continue
         stored = _read_json(place)
         before = {key: stored.get(key) for key in config}
+        before["captions"] = LABEL_ONLY if before["captions"] == FROM_SOURCE else before["captions"]
         if before != config:
             raise ValueError(f"{out} holds {what} build that differs in {_difference(before, config)}; "
                              "name another --out, or --overwrite")
@@ -215,11 +214,11 @@ def _manifest(counts: Sequence[Mapping[str, Any]], config: Mapping[str, Any], ou
                 raise ValueError(f"the source gives the key '{key}' twice; keys must be unique")
             seen.add(key)
     sums = {name: sum(part[name] for part in counts)
-            for name in ("samples", "instances", "crowds", "captioned_images", "captioned")}
+            for name in ("samples", "instances", "crowds", "captioned_images", "captioned", "told")}
     if not seen:
         _clear(out)
         raise ValueError(f"nothing is left of {config['num_items']} images: {_told(total['skipped'], named)}")
-    if config["captions"] != LABEL_ONLY and not sums["captioned"]:
+    if config["captions"] != LABEL_ONLY and not sums["told"]:
         _clear(out)
         raise ValueError(f"none of the {sums['instances']} instances is named in {config['captions']['file']}; "
                          f"its image_id must be a key such as {min(seen)} or the source's own image id")
@@ -232,6 +231,7 @@ def _manifest(counts: Sequence[Mapping[str, Any]], config: Mapping[str, Any], ou
         "shards": [{"file": part["file"], "samples": part["samples"], "bytes": part["bytes"],
                     "sha256": part["sha256"]} for part in counts if part["samples"]],
         **config,
+        **({"captions": FROM_SOURCE} if config["captions"] == LABEL_ONLY and sums["captioned"] else {}),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
 
@@ -239,6 +239,8 @@ def _manifest(counts: Sequence[Mapping[str, Any]], config: Mapping[str, Any], ou
 def _report(out: Path, manifest: Mapping[str, Any]) -> None:
     _log.info("%s: %d images, %d instances (%d crowds), %d shards", out, manifest["images"], manifest["instances"],
               manifest["crowds"], len(manifest["shards"]))
+    if manifest["captions"] == LABEL_ONLY:
+        _log.info("no object has a caption, their labels are the text; tools/caption.py writes captions")
     if manifest["skipped"]:
         _log.info("left out: %s", _told(manifest["skipped"], manifest["skipped_named"]))
 

@@ -22,7 +22,10 @@ PAPER, INK, FAINT = (250, 250, 250), (25, 25, 25), (110, 110, 110)
 # metric -> its name, its ideal, what it means
 MEANINGS: dict[str, tuple[str, str, str]] = {
     "text_outline": ("right shape and colour, outline mask", "1", "share of results read as asked"),
-    "iou_outline": ("shape IoU, outline mask", "1", "generated object against the outline"),
+    "iou_outline": (
+        "shape IoU, outline mask", "1", "generated object (pixels of saturated colour that differ by more than 20 of "
+        "255 from the true background) against the outline",
+    ),
     "iou_before_paste": ("shape IoU before the paste", "1", "the same on the decoded picture"),
     "no_object_outline": ("no object, outline mask", "0", "share of requests where nothing recognisable was painted"),
     "texture_outline": ("right texture, outline mask", "1", "look at the sheet too: the oracle forgives blotches"),
@@ -65,7 +68,8 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
     occupancy = metrics["occupancy"]
     lines += [
         "", "## Precision control", "",
-        "One mask, the outline at ladder level 2, declared as different levels. The coarser it is declared, the freer "
+        f"The first {metrics['num_control']} requests. One mask, the outline at ladder level 2, declared as different "
+        "levels. The coarser it is declared, the freer "
         "the object, and the less of the mask it should fill:", "",
         "| declared level | " + " | ".join(occupancy) + " |", "|---" * (len(occupancy) + 1) + "|",
         "| object area / mask area | " + " | ".join(f"{value:.3f}" for value in occupancy.values()) + " |",

@@ -42,8 +42,8 @@ class ShapesCase:
 
 def make_cases(num_requests: int, seed: int = 0, size_px: int = 64) -> list[ShapesCase]:
     """The first scenes of the test split; the same for the same numbers."""
-    if num_requests < 1:
-        raise ValueError(f"evaluation needs at least 1 request, not {num_requests}")
+    if num_requests < 2:
+        raise ValueError(f"evaluation needs at least 2 requests, for a spread, not {num_requests}")
     cases = []
     for index in range(num_requests):
         scene = draw_scene(scene_seed("test", seed, index), size_px)

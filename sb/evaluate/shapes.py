@@ -1,7 +1,7 @@
 """Evaluate a model on the shapes world: paint unseen scenes under every kind of mask, measure, report.
 
-Four runs paint each scene: outline masks, box masks, box masks without the predicted mask (same seeds), and one fixed
-mask declared at several levels.
+Three runs paint each scene: outline masks, box masks, and box masks without the predicted mask (same seeds). Then the
+first scenes are painted in one fixed mask that is declared at several levels.
 """
 
 import json
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sb.config import write_whole
+from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
 from sb.evaluate.report import Sheet, contact_sheet, write_report
 from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_cases
@@ -26,6 +27,9 @@ from sb.types import Result
 
 CONTROL_LEVEL = 2  # the rung that is drawn for the precision control
 CONTROL_DECLARED = (0, 1, 2, 3)
+CONTROL_REQUESTS = 128  # it is the half of the painting, and its differences are large
+POOLED = ("background_mse", "occupancy_declared")  # per request only: the metrics hold these in another form
+Control = dict[str, tuple[Tensor, Tensor]]  # declared level -> occupancy (B,), all pixels outside equal (B,)
 
 
 def evaluate_shapes(
@@ -41,7 +45,8 @@ def evaluate_shapes(
     seconds: Mapping[str, float] | None = None,
     sheet_rows: int = 8,
 ) -> dict[str, Any]:
-    """The metrics as a dict; with ``out_dir`` also ``metrics.json``, ``report.md`` and ``contact_sheet.png`` there.
+    """The metrics as a dict; with ``out_dir`` also ``metrics.json``, ``per_request.json``, ``report.md`` and
+    ``contact_sheet.png`` there, ``metrics.json`` last.
 
     paint: requests in, results out; it must accept ``use_predicted=False``. seconds: earlier stages to list with ours.
     """
@@ -55,49 +60,64 @@ def evaluate_shapes(
     clock.lap("paint_box")
     without = paint_cases(paint, cases, boxes, box_level, batch, "box masks, no predicted mask", use_predicted=False)
     clock.lap("paint_box_without")
-    control, control_equal = _control(paint, cases, ladder, batch, outlines)
+    control = _control(paint, cases[:CONTROL_REQUESTS], ladder, batch)
     clock.lap("paint_control")
     on_outline = score(cases, painted_of(outline_results, outlines), oracle)
     on_box = score(cases, painted_of(box_results, boxes), oracle)
     off = score(cases, painted_of(without, boxes), oracle)
-    equal = on_outline.outside & on_box.outside & off.outside & control_equal
+    equal = on_outline.outside & on_box.outside & off.outside
+    for _, kept in control.values():
+        equal[: len(kept)] &= kept
+    each = _each(on_outline, on_box, off, control)
     clock.lap("measure")
     metrics: dict[str, Any] = {
-        **_values(on_outline, on_box, off),
+        **{name: _mean(values) for name, values in each.items() if not name.startswith(POOLED)},
+        "mask_iou": None if on_box.mask_iou is None else _mean(on_box.mask_iou),
+        "background_db_box": round(on_box.background_db, 2),
+        "background_db_box_without": round(off.background_db, 2),
+        "local_fd_outline": round(on_outline.local_fd, 3),
+        "local_fd": round(on_box.local_fd, 3),
         "outside_equal": f"{int(equal.sum())} of {num_requests}",
         "outside_equal_count": int(equal.sum()),
-        "occupancy": control,
+        "occupancy": {level: _mean(occupancy) for level, (occupancy, _) in control.items()},
         "oracle_accuracy": oracle.accuracy.get("real"),
         "oracle": oracle.accuracy,
         "images_seen": images_seen,
         "num_requests": num_requests,
+        "num_control": min(CONTROL_REQUESTS, num_requests),
         "seed": seed,
+        "size_px": size_px,
     }
     if out_dir is not None:
         sheet = _sheet(paint, cases[:sheet_rows], ladder, outline_results, box_results)
         _write_example(Path(out_dir) / "examples", cases[0], boxes[0])
         clock.lap("sheet")
         metrics["seconds"] = clock.seconds
-        _write(Path(out_dir), metrics, sheet)
+        _write(Path(out_dir), metrics, sheet, {
+            "size_px": size_px, "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
+            "metrics": {name: [round(v, 6) for v in values.tolist()] for name, values in each.items()},
+        })
     metrics["seconds"] = clock.seconds
     return metrics
 
 
 def evaluate_model(
     model: str | Path, out_dir: str | Path, num_requests: int = 256, batch: int = 64, seed: int = 0,
-    size_px: int = 64, device: str = "auto", oracle_file: str | Path | None = None,
+    size_px: int | None = None, device: str = "auto", oracle_file: str | Path | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """``evaluate_shapes`` of a stored model, with an oracle read from a file or trained on this model's VAE.
 
-    A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. ValueError where ``out_dir`` holds results.
+    A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. size_px: of the scenes, by default the size that
+    the model was trained at. ValueError where ``out_dir`` holds results.
     """
     out_dir = Path(out_dir)
     if (out_dir / "metrics.json").exists():
         raise ValueError(f"{out_dir} already holds metrics.json: choose another folder or remove it")
-    if num_requests < 1 or batch < 1:
-        raise ValueError(f"needs at least 1 request and 1 per batch, not {num_requests} and {batch}")
+    if num_requests < 2 or batch < 1:
+        raise ValueError(f"needs at least 2 requests and 1 per batch, not {num_requests} and {batch}")
     inpainter = Inpainter.load(str(model), device)
+    size_px = int(inpainter.about.get("image_size", 64)) if size_px is None else size_px
     clock = _Clock(seconds or {})
     if oracle_file is not None:
         oracle = Oracle.load(oracle_file)
@@ -111,44 +131,41 @@ def evaluate_model(
     )
 
 
-def _values(on_outline: Scores, on_box: Scores, off: Scores) -> dict[str, float | None]:
-    return {
-        "text_outline": _mean(on_outline.text),
-        "shape_outline": _mean(on_outline.shape),
-        "colour_outline": _mean(on_outline.colour),
-        "texture_outline": _mean(on_outline.texture),
-        "iou_outline": _mean(on_outline.iou),
-        "iou_before_paste": _mean(on_outline.iou_decoded),
-        "no_object_outline": _mean(on_outline.none),
-        "local_fd_outline": round(on_outline.local_fd, 3),
-        "text_box": _mean(on_box.text),
-        "shape_box": _mean(on_box.shape),
-        "colour_box": _mean(on_box.colour),
-        "texture_box": _mean(on_box.texture),
-        "no_object_box": _mean(on_box.none),
-        "occupancy_box": _mean(on_box.occupancy),
-        "occupancy_box_without": _mean(off.occupancy),
-        "text_box_without": _mean(off.text),
-        "background_db_box": round(on_box.background_db, 2),
-        "background_db_box_without": round(off.background_db, 2),
-        "mask_iou": None if on_box.mask_iou is None else _mean(on_box.mask_iou),
-        "local_fd": round(on_box.local_fd, 3),
+def _each(on_outline: Scores, on_box: Scores, off: Scores, control: Control) -> dict[str, Tensor]:
+    """Every metric that has a value per request (B,), by the name it has in the metrics."""
+    each = {
+        "text_outline": on_outline.text,
+        "shape_outline": on_outline.shape,
+        "colour_outline": on_outline.colour,
+        "texture_outline": on_outline.texture,
+        "iou_outline": on_outline.iou,
+        "iou_before_paste": on_outline.iou_decoded,
+        "no_object_outline": on_outline.none,
+        "text_box": on_box.text,
+        "shape_box": on_box.shape,
+        "colour_box": on_box.colour,
+        "texture_box": on_box.texture,
+        "no_object_box": on_box.none,
+        "occupancy_box": on_box.occupancy,
+        "occupancy_box_without": off.occupancy,
+        "text_box_without": off.text,
+        "background_mse_box": on_box.background_mse,
+        "background_mse_box_without": off.background_mse,
+        **{f"occupancy_declared_{level}": occupancy for level, (occupancy, _) in control.items()},
     }
+    return each if on_box.mask_iou is None else {**each, "mask_iou": on_box.mask_iou}
 
 
-def _control(
-    paint: Paint, cases: Sequence[ShapesCase], ladder: Ladder, batch: int, outlines: Tensor
-) -> tuple[dict[str, float], Tensor]:
-    """Occupancy of one fixed mask by the level it is declared as, and where (B,) all pixels outside are equal."""
+def _control(paint: Paint, cases: Sequence[ShapesCase], ladder: Ladder, batch: int) -> Control:
     masks = masks_at(cases, ladder, min(CONTROL_LEVEL, ladder.num_levels))
     background = torch.stack([case.background for case in cases])
-    occupancy, equal = {}, torch.ones(len(cases), dtype=torch.bool)
+    control = {}
     for declared in (level for level in CONTROL_DECLARED if level <= ladder.num_levels):
         painted = painted_of(paint_cases(paint, cases, masks, declared, batch, f"declared level {declared}"), masks)
         found = object_of(painted.pixels, background, masks)
-        occupancy[str(declared)] = _mean(found.sum((1, 2, 3)) / masks.sum((1, 2, 3)))
-        equal &= ((painted.pixels == background) | (masks > 0)).flatten(1).all(1)
-    return occupancy, equal
+        kept = ((painted.pixels == background) | (masks > 0)).flatten(1).all(1)
+        control[str(declared)] = (found.sum((1, 2, 3)) / masks.sum((1, 2, 3)), kept)
+    return control
 
 
 def painted_of(results: Sequence[Result], masks: Tensor) -> Painted:
@@ -172,10 +189,11 @@ def _sheet(
     return Sheet(list(cases), masks, [list(row) for row in results])
 
 
-def _write(out_dir: Path, metrics: Mapping[str, Any], sheet: Sheet) -> None:
+def _write(out_dir: Path, metrics: Mapping[str, Any], sheet: Sheet, per_request: Mapping[str, Any]) -> None:
     save_png(contact_sheet(sheet), out_dir / "contact_sheet.png")
-    write_whole(out_dir / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     write_report(out_dir / "report.md", metrics)
+    write_whole(out_dir / PER_REQUEST, (json.dumps(per_request) + "\n").encode())
+    write_whole(out_dir / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())  # last: all is there
 
 
 def _write_example(folder: Path, case: ShapesCase, mask: Tensor) -> None:

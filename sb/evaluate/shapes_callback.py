@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from sb.callbacks.board import writer
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
 from sb.evaluate.requests import Paint, make_cases, masks_at, paint_cases
 from sb.evaluate.shapes import painted_of
@@ -32,6 +33,10 @@ class ShapesScore(L.Callback):
         self.num_requests, self.every_images, self.size_px, self.batch = num_requests, every_images, size_px, batch
         self._last: int | None = None
 
+    @property
+    def state_key(self) -> str:
+        return "shapes_score"
+
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}
 
@@ -40,10 +45,11 @@ class ShapesScore(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         images = int(pl_module.images_seen)  # type: ignore[arg-type]
-        if self._last is not None and images - self._last < self.every_images:
+        if trainer.sanity_checking or (self._last is not None and images - self._last < self.every_images):
             return
         self._last = images
-        if not trainer.is_global_zero:
+        board = writer(trainer)
+        if board is None or not trainer.is_global_zero:
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -55,9 +61,7 @@ class ShapesScore(L.Callback):
                 scores = score(cases, painted_of(results, masks), oracle)
                 for part in ("text", "shape", "colour", "texture", "iou", "occupancy"):
                     value = float(getattr(scores, part).float().mean())
-                    trainer.logger.experiment.add_scalar(  # type: ignore[union-attr]
-                        f"shapes/{name}/{part}", value, global_step=images
-                    )
+                    board.add_scalar(f"shapes/{name}/{part}", value, global_step=images)
 
     def _oracle(self, pl_module: Any) -> Oracle:
         if self.oracle_file.is_file():

@@ -1,5 +1,8 @@
 """The shapes world's metrics: where the generated object is, whether it is what was asked, and what it spoiled.
 
+The object in a result is what is saturated in colour and differs by more than 20 of 255 from the true background: a
+painted pixel of the background's own colour is no object, whatever it was meant to be.
+
 Legend: B requests, H W pixels, D features of the oracle.
 """
 
@@ -87,7 +90,8 @@ class Scores:
 
     text: shape and colour as asked. colour, texture: that word alone. none: no object. occupancy: object over mask
     area. iou, iou_decoded: object against outline, after and before the paste. mask_iou: predicted mask against
-    object. outside: pixels outside the mask bit-equal. background_db: PSNR of the mask's other pixels.
+    object. outside: pixels outside the mask bit-equal. background_mse, background_db: mean square error, and pooled
+    PSNR, of the mask's other pixels.
     """
 
     text: Tensor
@@ -100,6 +104,7 @@ class Scores:
     iou_decoded: Tensor
     mask_iou: Tensor | None
     outside: Tensor
+    background_mse: Tensor
     background_db: float
     local_fd: float
 
@@ -132,6 +137,7 @@ def score(cases: Sequence[ShapesCase], painted: Painted, oracle: Oracle) -> Scor
         iou_decoded=iou(before, outline),
         mask_iou=None if painted.predicted is None else iou(painted.predicted > 0.5, found),
         outside=kept.all(1).all(1).all(1),
+        background_mse=squared.sum((1, 2, 3)) / (3 * rest.sum((1, 2, 3))).clamp(min=1),
         background_db=decibel(float(squared.double().sum()), 3 * float(rest.sum())),
         local_fd=frechet_distance(reading.features, truth.features),
     )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from sb.registry import register
 
@@ -12,23 +11,20 @@ DECAYS = ("none", "linear", "cosine")
 
 
 class ImageSchedule:
-    """The factor on the learning rate after a number of optimizer steps of ``images_per_step`` images each.
+    """The factor on the learning rate as a function of images alone, whatever came before.
 
     It rises in a line over ``warmup_images``, then stays at 1, or falls in a line or half a cosine to 0 at
     ``total_images``. An object, not a closure, so that it can be pickled.
     """
 
-    def __init__(self, images_per_step: int, total_images: int, warmup_images: int, decay: str):
-        self.images_per_step, self.total_images = images_per_step, total_images
-        self.warmup_images, self.decay = warmup_images, decay
+    def __init__(self, total_images: int, warmup_images: int, decay: str):
+        self.total_images, self.warmup_images, self.decay = total_images, warmup_images, decay
 
-    def __call__(self, step: int) -> float:
-        """The factor, in (0, 1], of optimizer step ``step`` (the first is 0)."""
-        images = step * self.images_per_step
+    def __call__(self, images: int, images_per_step: int) -> float:
+        """The factor, in [0, 1], of a step of ``images_per_step`` with ``images`` behind it."""
         if images < self.warmup_images:
-            return min((images + self.images_per_step) / self.warmup_images, 1.0)
-        done = (images - self.warmup_images) / max(self.total_images - self.warmup_images, 1)
-        done = min(max(done, 0.0), 1.0)
+            return min((images + images_per_step) / self.warmup_images, 1.0)
+        done = min((images - self.warmup_images) / max(self.total_images - self.warmup_images, 1), 1.0)
         if self.decay == "linear":
             return 1 - done
         return 0.5 + 0.5 * math.cos(math.pi * done) if self.decay == "cosine" else 1.0
@@ -36,7 +32,7 @@ class ImageSchedule:
 
 @register("optimizer", "adamw")
 class AdamW:
-    """Factory of AdamW (arXiv 1711.05101) and its schedule: ``factory(params, images_per_step, total_images)``.
+    """Factory of AdamW (arXiv 1711.05101) and its schedule: ``factory(params, total_images)``.
 
     decay: ``none``, ``linear`` or ``cosine`` after the warm-up. fused: one kernel for all parameters; null uses it
     where they lie on a CPU or a CUDA device. Raises ValueError for another decay.
@@ -60,9 +56,9 @@ class AdamW:
         self.warmup_images, self.decay, self.fused = warmup_images, decay, fused
 
     def __call__(
-        self, params: Iterable[torch.nn.Parameter], images_per_step: int, total_images: int
-    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over ``params`` and its scheduler, to be stepped once per optimizer step."""
+        self, params: Iterable[torch.nn.Parameter], total_images: int
+    ) -> tuple[torch.optim.Optimizer, ImageSchedule]:
+        """The optimizer over ``params``, and the factor that its learning rate is to be multiplied by at each step."""
         trained = [p for p in params if p.requires_grad]
         fused = self.fused if self.fused is not None else all(p.device.type in ("cpu", "cuda") for p in trained)
         optimizer = torch.optim.AdamW(
@@ -70,5 +66,4 @@ class AdamW:
         )
         # a fused step could also unscale fp16 gradients, for which Lightning refuses to clip: leave that to the scaler
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        factor = ImageSchedule(images_per_step, total_images, self.warmup_images, self.decay)
-        return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, ImageSchedule(total_images, self.warmup_images, self.decay)

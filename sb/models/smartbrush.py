@@ -6,24 +6,24 @@ Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixel
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sb.conditioning import SmartBrushConditioning
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
+from sb.models.clock import ImagesClock
 from sb.registry import register
 from sb.schedule import Schedule
 from sb.types import Batch, Condition
 
 
 @register("system", "smartbrush")
-class SmartBrush(L.LightningModule):
+class SmartBrush(ImagesClock):
     """Trains ``denoiser`` (and the text tower where ``train_text``) to inpaint.
 
     The VAE, and a text tower that is not trained, stay outside the module tree: strategies neither wrap, cast, save
-    nor average them. ``images_seen`` counts training images over all ranks and is the clock of everything else.
+    nor average them.
     """
 
     def __init__(
@@ -45,13 +45,11 @@ class SmartBrush(L.LightningModule):
         text_dropout: float = 0.1,
         train_text: bool = False,
     ):
-        super().__init__()
+        super().__init__(optimizer, total_images, batch_size, seed)
         self.denoiser = denoiser
         self.schedule, self.ladder, self.conditioning, self.objective = schedule, ladder, conditioning, objective
-        self.optimizer, self.tasks, self.object_share = optimizer, list(tasks), object_share
+        self.tasks, self.object_share, self.text_dropout = list(tasks), object_share, text_dropout
         self.has_object = torch.tensor(list(has_object))
-        self.total_images, self.batch_size, self.seed, self.text_dropout = total_images, batch_size, seed, text_dropout
-        self.images_seen = 0
         self._outside: dict[str, nn.Module] = {}
         self.__dict__["_outside"] = {"vae": vae.eval().requires_grad_(False)}
         if train_text:
@@ -99,39 +97,18 @@ class SmartBrush(L.LightningModule):
         }
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
-        """Times and noise follow from (seed, images seen, rank): no generator state to save or lose."""
-        out = self.step(batch, self._generator(self.seed, self.images_seen, self.global_rank), self.text_dropout)
-        self.images_seen += len(batch) * self.trainer.world_size
+        """Times and noise follow from (seed, images seen, rank)."""
+        out = self.step(batch, self.generator(self.seed, self.images_seen, self.global_rank), self.text_dropout)
+        self.count(batch)
         logged = {f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}
-        self.log_dict({**logged, "step": self._clock()}, batch_size=len(batch))
+        self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch))
         return out
 
     def validation_step(self, batch: Batch, index: int) -> dict[str, Any]:
         """The held-out loss: fixed samples, times, noise and masks, so that two values are comparable."""
-        out = self.step(batch, self._generator(index, self.global_rank), 0.0)
-        logged = {f"val/{name}": out[name] for name in ("loss", "denoise", "dice")}
-        self.log_dict({**logged, "step": self._clock()}, batch_size=len(batch), sync_dist=True)
+        out = self.step(batch, self.generator(index, self.global_rank), 0.0)
+        logged = {f"val/{name}": out[name] for name in ("loss", "denoise")}
+        self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch), sync_dist=True)
+        if bool(self.has_object.any()):  # a mean over samples with an object; every rank logs, be it with no weight
+            self.log("val/dice", out["dice"], batch_size=int(out["has_object"].sum()), sync_dist=True)
         return out
-
-    def configure_optimizers(self) -> Any:
-        """The factory's optimizer and its schedule, both counted in images."""
-        images_per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer, scheduler = self.optimizer(trained, images_per_step, self.total_images)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = int(checkpoint["images_seen"])
-
-    def _clock(self) -> Tensor:
-        """The x axis of every log; float32 would lose count at 17 million images."""
-        return torch.tensor(self.images_seen, dtype=torch.float64)
-
-    def _generator(self, *numbers: int) -> torch.Generator:
-        mixed = 0
-        for number in numbers:  # a 63-bit mix, so that neighbouring steps and ranks draw unrelated noise
-            mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
-        return torch.Generator(self.device).manual_seed(mixed)

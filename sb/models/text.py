@@ -7,16 +7,23 @@ Legend: B batch, T tokens, D width, P pooled width.
 """
 
 import html
+import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sb.config import nearest
+from sb.models.weights import load_state, read_state
 from sb.registry import register
 from sb.types import TextFeatures
 
+log = logging.getLogger(__name__)
+# what CLIP files hold beside their text half
+_NOT_TEXT = ("visual", "logit_scale", "logit_bias", "attn_mask", "input_resolution", "context_length", "vocab_size")
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00ab": '"', "\u00bb": '"'})
 
 
@@ -31,21 +38,31 @@ class TextTower(nn.Module):
 
     layer: -1 the last (SD1), -2 the one before (SD2). pool: ``mean`` over the text's own tokens, ``eos`` the end
     token through the projection, ``none``. pad: what fills the rest of the context, ``zero`` or ``eos`` (SD1's
-    tokeniser).
+    tokeniser). What the features do not depend on (later blocks, an unused projection) is neither run nor trained.
+    untrained: what to call the tower in the one warning at its first use without loaded weights; "" for none.
     """
 
-    def __init__(self, transformer: nn.Module, layer: int, pool: str, pad: str):
+    def __init__(self, transformer: Any, layer: int, pool: str, pad: str, untrained: str = ""):
         super().__init__()
         from open_clip.tokenizer import SimpleTokenizer
 
         if pool not in ("mean", "eos", "none") or pad not in ("zero", "eos"):
             raise ValueError(f"text: pool '{pool}' must be mean, eos or none; pad '{pad}' must be zero or eos")
         self.transformer: Any = transformer
-        self.layer, self.pool, self.pad = layer, pool, pad
-        self.context_length = int(self.transformer.context_length)
+        blocks = transformer.transformer.resblocks
+        if not -len(blocks) <= layer <= -1:
+            raise ValueError(f"text: layer {layer} must lie in -{len(blocks)} ... -1, counted from the last")
+        self.layer, self.pool, self.pad, self.untrained = layer, pool, pad, untrained
+        self.register_load_state_dict_post_hook(_weights_are_loaded)
+        if pool != "eos":  # a parameter that never gets a gradient stops distributed training
+            blocks[len(blocks) + layer + 1:].requires_grad_(False)
+            for name, parameter in transformer.named_parameters():
+                if name.startswith("text_projection"):
+                    parameter.requires_grad_(False)
+        self.context_length = int(transformer.context_length)
         self.tokenizer = SimpleTokenizer(context_length=self.context_length)
-        self.width = int(self.transformer.width)
-        self.pooled_width = {"mean": self.width, "eos": self.transformer.output_dim, "none": 0}[pool]
+        self.width = int(transformer.width)
+        self.pooled_width = {"mean": self.width, "eos": transformer.output_dim, "none": 0}[pool]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Cleaned texts as token ids (B, T) int64; a longer text is cut and keeps its end token."""
@@ -60,7 +77,7 @@ class TextTower(nn.Module):
         depth = len(self.transformer.transformer.resblocks)
         out = self.transformer.forward_intermediates(
             tokens, indices=[depth + self.layer], output_fmt="NLC", normalize_intermediates=True,
-            intermediates_only=self.pool != "eos",
+            intermediates_only=self.pool != "eos", stop_early=self.pool != "eos",
         )
         hidden = out["text_intermediates"][0]
         if self.pool == "none":
@@ -73,23 +90,72 @@ class TextTower(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Texts to features on the tower's own device."""
+        if self.untrained:
+            log.warning("text tower %s has random weights: give text.pretrained or text.weights", self.untrained)
+            self.untrained = ""
         return self(self.tokenize(texts).to(self.transformer.positional_embedding.device))
 
 
 @register("text", "openclip")
 def openclip(
-    model: str = "ViT-H-14", layer: int = -2, pool: str = "none", pad: str = "zero", quick_gelu: bool = False
+    model: str = "ViT-H-14", layer: int = -2, pool: str = "none", pad: str = "zero", quick_gelu: bool = False,
+    pretrained: str | None = None,
 ) -> TextTower:
-    """The text half of a published OpenCLIP architecture (``ViT-L-14``, ``ViT-H-14``, ...), weights loaded later."""
+    """The text half of a published OpenCLIP architecture (``ViT-L-14``, ``ViT-H-14``, ...).
+
+    pretrained: an open_clip tag (``laion2b_s32b_b79k``), downloaded on first use, or the path of a CLIP or text-half
+    file; null leaves random weights, and a warning at the first use unless weights were loaded by then.
+    Raises ValueError for an unknown architecture, tag or file, and for weights that do not fit.
+    """
     import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
     from open_clip.transformer import QuickGELU, TextTransformer
 
     config = open_clip.get_model_config(model)
-    if config is None or "hf_model_name" in config["text_cfg"]:
+    if config is None or {"hf_model_name", "hf_tokenizer_name"} & set(config["text_cfg"]):
         raise ValueError(f"text: open_clip has no text transformer called '{model}'; see open_clip.list_models()")
-    activation = QuickGELU if quick_gelu or config.get("quick_gelu") else nn.GELU
-    tower = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"], act_layer=activation)
-    return TextTower(tower, layer, pool, pad)
+    quick_gelu = quick_gelu or bool(config.get("quick_gelu"))
+    if pretrained and get_pretrained_cfg(model, pretrained).get("quick_gelu") and not quick_gelu:
+        raise ValueError(f"text.pretrained: {model} '{pretrained}' was trained with QuickGELU; set quick_gelu: true")
+    activation = QuickGELU if quick_gelu else nn.GELU
+    transformer = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"], act_layer=activation)
+    if pretrained:
+        path = _weights_file(model, pretrained)
+        load_state(transformer, _text_half(read_state(path), path), str(path))
+    return TextTower(transformer, layer, pool, pad, "" if pretrained else model)
+
+
+def _weights_are_loaded(tower: TextTower, _: Any) -> None:
+    tower.untrained = ""
+
+
+def _weights_file(model: str, pretrained: str) -> Path:
+    """A path as it is; the file of an open_clip tag, from open_clip's cache or the network."""
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if Path(pretrained).is_file():
+        return Path(pretrained)
+    tag = get_pretrained_cfg(model, pretrained)
+    if not tag:
+        hint = nearest(pretrained, list_pretrained_tags_by_model(model))
+        raise ValueError(f"text.pretrained '{pretrained}' is neither a file nor a tag of {model}; {hint}")
+    try:
+        return Path(download_pretrained(tag))
+    except (OSError, RuntimeError, ValueError):  # what Hugging Face's client and urllib raise without a network
+        raise ValueError(
+            f"text.pretrained: cannot download {model} '{pretrained}'; without a network give the path of its file"
+        ) from None
+
+
+def _text_half(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The text transformer's tensors of a CLIP, CustomTextCLIP or text-half file, under their own names."""
+    marker = "token_embedding.weight"
+    found = [name.removesuffix(marker) for name in state if name.endswith(marker)]
+    if not found:
+        raise ValueError(f"{path} holds no text transformer: no '{marker}' in it")
+    prefix = min(found, key=len)
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name: value for name, value in own.items() if name.split(".")[0] not in _NOT_TEXT}
 
 
 @register("text", "tiny")

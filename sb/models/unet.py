@@ -41,12 +41,17 @@ class Stage(nn.Module):
     ):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
+        self.changes = down is not None or up is not None
         if attentions:
             self.attentions = nn.ModuleList(attentions)
         if down is not None:
             self.downsamplers = nn.ModuleList([down])
         if up is not None:
             self.upsamplers = nn.ModuleList([up])
+
+    def change(self, x: Tensor) -> Tensor:
+        """Half or double the resolution."""
+        return (self.downsamplers if hasattr(self, "downsamplers") else self.upsamplers)[0](x)
 
     def block(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Residual block ``index`` and its attention."""
@@ -97,10 +102,13 @@ class UNet(nn.Module):
         if len(widths) != len(attention):
             raise ValueError(f"unet: {len(widths)} widths and {len(attention)} attention flags, one of each a stage")
         per_stage = [heads] * len(widths) if isinstance(heads, int) else list(heads)
+        if len(per_stage) != len(widths):
+            raise ValueError(f"unet: {len(widths)} widths and {len(per_stage)} numbers of heads, one of each a stage")
         self.out_channels, self.mask_head, self.level_rows, self.pooled_width = (
             out_channels, mask_head, level_rows, pooled_width,
         )
         self.sinusoid_width = widths[0]
+        self.grid = 2 ** (len(widths) - 1)  # what h and w must be multiples of
         time_width = widths[0] * 4
 
         def resnet(inside: int, outside: int) -> ResnetBlock:
@@ -175,16 +183,18 @@ class UNet(nn.Module):
         x = self.conv_in(x)
         skips = [x]
         for stage in self.down_blocks:
+            assert isinstance(stage, Stage)
             for index in range(len(stage.resnets)):
                 x = stage.block(index, x, time, context)
                 skips.append(x)
-            if hasattr(stage, "downsamplers"):
-                x = stage.downsamplers[0](x)
+            if stage.changes:
+                x = stage.change(x)
                 skips.append(x)
         x = self.mid_block(x, time, context)
         for stage in self.up_blocks:
+            assert isinstance(stage, Stage)
             for index in range(len(stage.resnets)):
                 x = stage.block(index, torch.cat([x, skips.pop().to(x.dtype)], dim=1), time, context)
-            if hasattr(stage, "upsamplers"):
-                x = stage.upsamplers[0](x)
+            if stage.changes:
+                x = stage.change(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -6,13 +6,13 @@ Legend: B batch, H W pixels, h w latent cells, C latent channels.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 from einops import rearrange
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from sb.losses import gradient_l1
+from sb.models.clock import ImagesClock
 from sb.models.critic import PatchCritic, adaptive_weight, hinge
 from sb.models.latents import Autoencoder, Posterior, moments, scale_and_shift
 from sb.models.perceptual import Perceptual
@@ -90,11 +90,8 @@ class VAEObjective(nn.Module):
 
 
 @register("system", "vae")
-class VAESystem(L.LightningModule):
-    """Trains ``vae`` to reconstruct ``batch.image``; validation measures its latents' scale and shift.
-
-    ``images_seen`` counts training images over all ranks and is the x axis of every log.
-    """
+class VAESystem(ImagesClock):
+    """Trains ``vae`` to reconstruct ``batch.image``; validation measures its latents' scale and shift."""
 
     def __init__(
         self,
@@ -105,26 +102,24 @@ class VAESystem(L.LightningModule):
         batch_size: int,
         seed: int,
     ):
-        super().__init__()
-        self.vae, self.objective, self.optimizer = vae, objective, optimizer
-        self.total_images, self.batch_size, self.seed = total_images, batch_size, seed
-        self.images_seen = 0
+        super().__init__(optimizer, total_images, batch_size, seed)
+        self.vae, self.objective = vae, objective
         self._moments = torch.zeros(3, dtype=torch.float64)
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
-        """The noise on z follows from (seed, images seen, rank): no generator state to save or lose."""
+        """The noise on z follows from (seed, images seen, rank)."""
         target = _to_float(batch)
-        generator = torch.Generator(self.device)
-        generator.manual_seed(hash((self.seed, self.images_seen, self.global_rank)) % (1 << 63))
+        generator = self.generator(self.seed, self.images_seen, self.global_rank)
         posterior = self.vae.encode(target)
         picture = self.vae.decode(self.objective.draw(posterior, generator))
         out = self.objective(picture, target, posterior, self.images_seen)
-        self.images_seen += len(batch) * self.trainer.world_size
+        self.count(batch)
         self.log_dict({f"train/{name}": part for name, part in out.items()}, batch_size=len(batch))
-        self.log("step", self._clock())
+        self.log("step", self.clock())
         return out
 
     def on_validation_epoch_start(self) -> None:
+        """Measure the latents anew."""
         self._moments = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
@@ -135,7 +130,7 @@ class VAESystem(L.LightningModule):
         out = {**self.objective.reconstruction(picture, target, posterior), "psnr": psnr(picture, target).mean()}
         self._moments += moments(posterior)
         logged = {f"val/{name}": part for name, part in out.items()}
-        self.log_dict({**logged, "step": self._clock()}, batch_size=len(batch), sync_dist=True)
+        self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch), sync_dist=True)
         if index == 0 and self.trainer.is_global_zero and isinstance(self.logger, TensorBoardLogger):
             pair = torch.cat([target, picture.clamp(-1, 1)], dim=2)[:PAIRS_SHOWN] * 0.5 + 0.5
             sheet = rearrange(pair, "b c h w -> c h (b w)").cpu()
@@ -143,6 +138,7 @@ class VAESystem(L.LightningModule):
         return out
 
     def on_validation_epoch_end(self) -> None:
+        """Set the VAE's scale and shift, the same on every rank."""
         total = torch.as_tensor(self.all_gather(self._moments))  # (3,), or (ranks, 3)
         self.vae.scale, self.vae.shift = scale_and_shift(total.reshape(-1, 3).sum(0))
 
@@ -153,22 +149,15 @@ class VAESystem(L.LightningModule):
         self.vae.scale, self.vae.shift = scale_and_shift(total)
         return self.vae.scale, self.vae.shift
 
-    def configure_optimizers(self) -> Any:
-        """The factory's optimizer and its schedule, both counted in images."""
-        images_per_step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer, scheduler = self.optimizer(trained, images_per_step, self.total_images)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(images_seen=self.images_seen, latents=[self.vae.scale, self.vae.shift])
+        """Keep the clock, the scale and the shift."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["latents"] = [self.vae.scale, self.vae.shift]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = int(checkpoint["images_seen"])
+        """Take over the clock, the scale and the shift."""
+        super().on_load_checkpoint(checkpoint)
         self.vae.scale, self.vae.shift = checkpoint["latents"]
-
-    def _clock(self) -> Tensor:
-        return torch.tensor(self.images_seen, dtype=torch.float64)  # float32 loses count at 17 million
 
 
 def psnr(picture: Tensor, target: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Weights in and out: safetensors, or PyTorch files read with ``weights_only``; by name, with nothing skipped."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,13 +21,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, ImportError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from None
     return state.get("state_dict", state)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load by name; ValueError that lists every missing, unexpected and mis-shaped tensor."""
+def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Raise ValueError where ``state`` does not fit: how many tensors are missing, unexpected or of another shape."""
     own = module.state_dict()
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
@@ -40,6 +41,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
     ]
     if parts:
         raise ValueError(f"{where} does not fit this model; {'; '.join(parts)}")
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load by name; ValueError as ``check_state`` has it."""
+    check_state(module, state, where)
     module.load_state_dict(state)
 
 

@@ -1,8 +1,12 @@
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sb.callbacks.board import grid, tinted
 from sb.callbacks.ema import EMA
@@ -118,6 +122,7 @@ def test_speed_measures_waiting_and_counts_skips(tmp_path, tiny, monkeypatch):
     assert curves["speed/data_wait"] == pytest.approx({8: 0.6, 16: 0.6, 24: 0.75, 32: 0.6, 40: 0.6, 48: 0.75})
     assert set(curves["speed/step_seconds"].values()) == {1.0} and curves["speed/memory_gib"][40] > 0.05
     assert curves["data/skipped_bad_image"] == {8: 1, 16: 2, 24: 3, 32: 4, 40: 5, 48: 6}
+    assert curves["data/val_skipped_bad_image"] == {12: 2, 24: 2, 36: 2, 48: 2}  # of each validation, no sum
     assert {"img/s", "wait"} <= set(trainer.progress_bar_metrics)
     assert speed.state_dict() == {"skipped": {"bad_image": 6}}
     other = Speed(every_images=8)
@@ -162,7 +167,60 @@ def test_guard_norm_is_the_gradients_norm(tmp_path, tiny):
     assert list(tiny.scalars(tmp_path)["grad/norm"].values()) == pytest.approx(norms)
 
 
+def test_guard_leaves_a_scaler_its_start(tmp_path, tiny):
+    system = tiny.System()
+    system.hook = lambda module, loss: loss * float("nan")
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+    with pytest.warns(UserWarning), pytest.raises(NotFiniteError, match="2 in a row"):
+        tiny.trainer(tmp_path, [Guard(patience=2)], 9, limit_val_batches=0, plugins=[plugin]).fit(system, tiny.Data())
+    assert system.images_seen == 4 * tiny.BATCH  # scales 4 and 2 were not counted, 1 and 1/2 were
+
+
 def test_guard_stops_rotten_data(tmp_path, tiny):
     ledger = SkipLedger(max_broken_share=0.1, min_samples=16)
-    with pytest.raises(ValueError, match="2 of 16 samples are broken"):
-        tiny.trainer(tmp_path, [Guard(ledger=ledger)], 9).fit(tiny.System(), tiny.Data())
+    with pytest.raises(ValueError, match="8 of 64 samples are broken"):
+        tiny.trainer(tmp_path, [Guard(ledger=ledger)], 20).fit(tiny.System(), tiny.Data())
+
+
+def test_guard_remembers_the_skips_of_a_resumed_run(tmp_path, tiny):
+    first = tiny.trainer(tmp_path, [Guard(ledger=SkipLedger(max_broken_share=0.12, min_samples=60))], 14)
+    first.fit(tiny.System(), tiny.Data())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    ledger = SkipLedger(max_broken_share=0.12, min_samples=60)
+    with pytest.raises(ValueError, match="8 of 64 samples are broken"):
+        tiny.trainer(tmp_path / "b", [Guard(ledger=ledger)], 20).fit(
+            tiny.System(), tiny.Data(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+        )
+
+
+@pytest.mark.slow
+def test_rotten_data_of_one_rank_stops_all(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+import conftest
+from pathlib import Path
+from sb.callbacks.guard import Guard
+from sb.data.ledger import SkipLedger
+from sb.types import Skip
+from torch.utils.data import DataLoader
+here = Path({str(tmp_path)!r})
+class Rotten(conftest.Stream):
+    def __iter__(self):
+        for batch in super().__iter__():
+            batch.skipped = [Skip("bad_image", f"b{{i}}") for i in range(2)] if self.trainer.global_rank == 1 else []
+            yield batch
+class Data(conftest.Data):
+    def train_dataloader(self):
+        return DataLoader(Rotten(self.trainer), batch_size=None)
+guard = Guard(ledger=SkipLedger(max_broken_share=0.2, min_samples=16))
+trainer = conftest.trainer_of(here, [guard], 40, devices=2, strategy="ddp", use_distributed_sampler=False)
+try:
+    trainer.fit(conftest.System(), Data())
+except ValueError as error:
+    (here / f"rank{{trainer.global_rank}}").write_text(str(error))
+""")
+    subprocess.run([sys.executable, str(script)], capture_output=True, timeout=200)
+    one, two = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
+    assert one == two and one.startswith("32 of 128 samples are broken (bad_image 32)") and "b1 (bad_image)" in one

@@ -169,7 +169,7 @@ def test_export_gets_raw_and_ema_by_name(tmp_path, tiny):
         calls.append((model_dir, {kind: {n: v.clone() for n, v in w.items()} for kind, w in weights.items()}))
 
     system, ema = run(tiny, tmp_path, 6, export=export, monitor=None)
-    assert len(calls) == 3
+    assert len(calls) == 4  # three intervals, and the end
     model_dir, weights = calls[-1]
     assert model_dir == tmp_path / "model" and set(weights) == {"ema", "raw"}
     assert_bit_equal(weights["raw"], system.state_dict())
@@ -197,3 +197,22 @@ def test_mode_max_wants_more(tmp_path, tiny):
     curve = tiny.scalars(tmp_path)["val/loss"]
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["images_seen"] == max(curve, key=curve.get)
+
+
+def test_the_model_folder_is_written_after_the_last_validation(tmp_path, tiny):
+    order = []
+    system = tiny.System()
+    system.val_hook = lambda module: order.append("validation")
+    run(tiny, tmp_path, 6, system=system, every_images=24, monitor=None, export=lambda *_: order.append("export"))
+    assert order == ["validation"] * 2 + ["export"] + ["validation"] * 2 + ["export"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["images_seen"] == 24
+
+
+@pytest.mark.parametrize("keep", [0, 3000, -100])
+def test_a_checkpoint_that_is_cut_off_is_one_line(tmp_path, tiny, keep):
+    run(tiny, tmp_path, 2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"last.ckpt is not a readable checkpoint \(.*put another one") as error:
+        run(tiny, tmp_path, 4, resume=last)
+    assert "\n" not in str(error.value)

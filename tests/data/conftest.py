@@ -73,6 +73,33 @@ def write_set(folder, shards, spoil=None, **options):
     return str(folder)
 
 
+def spoiled(number, sample):
+    """Five ways to be broken, each 1 %; the fifth, a cut tar, is made afterwards."""
+    record, way = dict(sample["json"]), number % 100
+    if way == 10:
+        sample["png"] = sample["png"][: len(sample["png"]) // 2]
+    elif way == 30:
+        record["instances"] = [{**record["instances"][0], "mask": {"size": [40, 48], "counts": "garbage"}}]
+    elif way == 50:
+        return {"__key__": sample["__key__"], "json": record}
+    elif way == 70:
+        record["width"] = 10**9
+    return {**sample, "json": record}
+
+
+@pytest.fixture
+def broken_set(tmp_path):
+    """400 samples, 4 of each way of being broken, the fifth way being the last 4 of a tar that is cut."""
+    from sb.data.index import read_index
+
+    folder = write_set(tmp_path / "broken", [100] * 4, spoil=spoiled)
+    path = tmp_path / "broken" / "shard-000002.tar"
+    members = read_index(path)["samples"][96]["members"]
+    with path.open("r+b") as file:
+        file.truncate(min(offset for offset, _ in members.values()) + 5)
+    return folder
+
+
 @pytest.fixture
 def tiny():
     """The makers above, as one object."""

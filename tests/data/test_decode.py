@@ -83,8 +83,8 @@ def test_a_bad_record_has_a_reason(tiny):
 
     assert read_record(json.dumps(record).encode(), 10_000) == record
     assert reason(width=None) == reason(instances=None) == "missing_key"
-    assert reason(schema_version=2) == "bad_schema"
+    assert reason(schema_version=2) == reason(instances={}) == reason(instances="x") == "bad_schema"
     assert reason(width=0) == reason(width="48") == reason(width=10**6) == "absurd_size"
-    for body in (b"{", b"[]", b"\xff\xfe", b""):
+    for body in (b"{", b"[]", b"\xff\xfe", b"", b"[" * 100_000):
         with pytest.raises(Broken, match="bad_json"):
             read_record(body, 10_000)

@@ -1,6 +1,7 @@
 """A plain folder: images, masks, labels and captions find each other; what is amiss is named."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_what_is_amiss_is_named(tmp_path):
     assert not record.instances
     assert dict((name, reason) for reason, name in record.origin["skipped"]) == {
         "empty": "empty_mask", "large": "mask_of_another_size", "silent": "missing_label", "broken": "unreadable_mask"}
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("huge"), SyntaxError("odd"), struct.error("short")])
+def test_whatever_pillow_raises_for_one_mask_leaves_the_image(tmp_path, monkeypatch, error):
+    def broken(path):
+        raise error
+
+    picture(tmp_path / "a.png")
+    mask(tmp_path / "a.1.mask.png", (0, 0, 4, 4))
+    (tmp_path / "a.1.txt").write_text("cup")
+    monkeypatch.setattr("sb.data.folder.read_mask", broken)
+    assert only(FolderSource(str(tmp_path))).origin["skipped"] == [["unreadable_mask", "1"]]
 
 
 def test_a_turned_photo_is_stored_upright_without_loss(tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 import webdataset
 
-from sb.data.index import index_address, index_tar, read_index, split_name, write_index
+from sb.data.index import index_address, index_tar, parse_index, read_index, split_name, write_index
 
 
 def test_offsets_are_those_that_webdataset_reads(tiny, tmp_path):
@@ -34,6 +34,45 @@ def test_made_at_first_use_and_again_when_the_tar_grew_but_kept_when_it_was_cut(
     assert len(read_index(path)["samples"]) == 9
     path.write_bytes(path.read_bytes()[:5000])
     assert len(read_index(path)["samples"]) == 9
+
+
+@pytest.mark.parametrize("damage", [
+    b"", b"{", b"[]", b"null", b'{"schema_version": 1, "tar_bytes": null, "samples": []}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": null}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": [5]}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": [{"key": 1, "members": {}}]}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": [{"key": "a", "members": {"png": [1]}}]}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": [{"key": "a", "members": {"png": ["1", 2]}}]}',
+    b'{"schema_version": 1, "tar_bytes": 9000, "samples": [{"key": "a", "members": {"png": [-1, 2]}}]}',
+])
+def test_a_damaged_index_is_made_again(tiny, tmp_path, damage):
+    path = tmp_path / "a.tar"
+    tiny.tar(path, [tiny.sample(0)])
+    fresh = write_index(path)
+    (tmp_path / "a.index.json").write_bytes(damage)
+    if damage == b"[]":
+        assert parse_index(damage, "a.index.json") is None
+    assert read_index(path) == fresh == json.loads((tmp_path / "a.index.json").read_text())
+
+
+@pytest.mark.parametrize("numbers", [range(7, 9), range(0, 3), range(20, 29)])
+def test_the_index_of_a_tar_that_was_replaced_is_made_again(tiny, tmp_path, numbers):
+    path = tmp_path / "a.tar"
+    tiny.tar(path, [tiny.sample(n) for n in range(9)])
+    write_index(path)
+    wanted = [tiny.sample(n, size=(44, 44), captions=("blue",)) for n in numbers]
+    tiny.tar(path, wanted)
+    assert [s["key"] for s in read_index(path)["samples"]] == [s["__key__"] for s in wanted]
+    assert read_index(path) == index_tar(path)
+
+
+def test_a_damaged_first_header_leaves_the_index_in_use(tiny, tmp_path):
+    path = tmp_path / "a.tar"
+    tiny.tar(path, [tiny.sample(n) for n in range(4)])
+    fresh, body = write_index(path), bytearray(path.read_bytes())
+    body[0] ^= 255
+    path.write_bytes(body)
+    assert read_index(path) == fresh
 
 
 def test_a_cut_tar_without_an_index_is_read_as_far_as_it_goes(tiny, tmp_path):

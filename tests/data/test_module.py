@@ -1,8 +1,12 @@
 import itertools
 
+import shutil
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 
 from sb.data.module import ShardData
 from sb.types import Batch
@@ -11,8 +15,11 @@ TASKS = [{"name": "object", "weight": 0.8, "label_share": 0.5}, {"name": "text_t
 
 
 def data_of(folder, **changes):
+    """A data module that trains on a set and holds out a copy of it."""
+    if not Path(f"{folder}-val").exists():
+        shutil.copytree(folder, f"{folder}-val")
     options = {
-        "train": [{"shards": [folder], "weight": 1.0}], "val": [{"shards": [folder]}], "tasks": TASKS,
+        "train": [{"shards": [folder], "weight": 1.0}], "val": [{"shards": [f"{folder}-val"]}], "tasks": TASKS,
         "batch_size": 4, "seed": 0, "image_size": 24, "level_weights": [1.0] * 6, "workers": 0, "min_area": 0.0,
         "max_area": 1.0, "val_images": 10, **changes,
     }
@@ -101,6 +108,8 @@ def test_bad_sections_are_one_clear_line(tiny, tmp_path):
             data_of(folder, **changes)
     for changes, message in (
         ({"workers": 3}, "2 shards are fewer than 1 ranks x 3 workers = 3"),
+        ({"val": [{"shards": [f"{folder}/../set/*1.tar"]}]}, "train and val both read .*shard-000001.tar; give val"),
+        ({"seed": -1}, "seed must be between 0 and"),
         ({"tasks": [{"name": "objct"}]}, "no task named 'objct'; did you mean 'object'"),
         ({"train": [{"shards": []}]}, "list of shards is empty"),
         ({"tasks": [{"name": "object", "weight": 0.0}]}, "tasks need weights"),
@@ -116,6 +125,10 @@ def test_a_changed_order_is_said_on_resume(tiny, tmp_path, caplog):
     assert not caplog.records
     data_of(folder, seed=1).load_state_dict(state)
     assert "the order of images is another" in caplog.text
+    caplog.clear()
+    tiny.set(tmp_path / "set", [6, 6], caption="another")
+    data_of(folder).load_state_dict(state)
+    assert "the order of images is another" in caplog.text
 
 
 def test_without_a_trainer_it_reads_from_the_start(tiny, tmp_path):
@@ -123,3 +136,30 @@ def test_without_a_trainer_it_reads_from_the_start(tiny, tmp_path):
     assert len(data.train_dataloader()) == 12 and data.task_names == ["object", "text_to_image"]
     batch = next(itertools.islice(data.train_dataloader(), 1))
     assert len(batch) == 4 and data.ledger.max_broken_share == 0.1
+
+
+def test_one_percent_broken_in_each_of_five_ways_is_delivered_in_full(broken_set):
+    data = data_of(broken_set, batch_size=20, workers=1, tasks=TASKS[:1])
+    for batch in itertools.islice(data.train_dataloader(), 20):
+        assert len(batch) == 20
+        data.ledger.add(batch)
+        data.ledger.check()
+    assert data.ledger.seen == 400 and data.ledger.broken == 20 and len(data.ledger.counts) == 5
+    for path in (Path(__file__).parents[2] / "configs/data").glob("*.yaml"):
+        assert yaml.safe_load(path.read_text())["data"]["max_broken_share"] == data.ledger.max_broken_share
+    held_out = list(data_of(broken_set, val_images=400, tasks=TASKS[:1]).val_dataloader())
+    assert sum(len(batch) for batch in held_out) == 400 and sum(len(batch.skipped) for batch in held_out) == 20
+
+
+def test_held_out_samples_do_not_depend_on_how_training_is_shuffled(tiny, tmp_path):
+    folder = tiny.set(tmp_path / "set", [3] * 20)
+    keys = [[b.key for b in data_of(folder, shuffle_shards=n).val_dataloader()] for n in (1, 4)]
+    assert keys[0] == keys[1]
+
+
+def test_rare_labels_need_counts(tiny, tmp_path, caplog):
+    folder = tiny.set(tmp_path / "set", [3, 3])
+    data_of(folder, sample_by="category").samples("train")
+    assert not caplog.records
+    data_of(folder, sample_by="category", train=[{"shards": [f"{folder}/*.tar"]}]).samples("train")
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "label counts of a manifest" in caplog.text

@@ -49,6 +49,9 @@ def test_draws_belong_to_their_place():
     assert draws.at(6, 0).random(4).tolist() == later != first
     seen = {tuple(Draws(s).at(j, a).random(2)) for s in range(3) for j in range(50) for a in range(3)}
     assert len(seen) == 450
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=f"seed must be between 0 and .*, not {seed}"):
+            Draws(seed)
     values = np.concatenate([draws.at(j, 0).random(3) for j in range(4000)])
     assert abs(values.mean() - 0.5) < 0.01 and abs(np.corrcoef(values[:-3:3], values[3::3])[0, 1]) < 0.05
 
@@ -63,6 +66,10 @@ def test_a_mixture_draws_by_weight_and_walks_each_source_in_order():
     assert 0.45 < window.count(0) / 200 < 0.75
     assert [Mixture([6, 3, 0, 1], 0).place(j) for j in (4999, 17, 2500)] == [places[j] for j in (4999, 17, 2500)]
     assert Mixture([1, 1e-9], 0).slots.tolist() == [999, 1]
+    assert Mixture([1, 1e-9, 1e-9], 0).slots.tolist() == [998, 1, 1]
+    assert Mixture([3, 3, 1e-9, 2e-9, 1], 0).slots.min() == 1
+    with pytest.raises(ValueError, match="at most 1000 sources, not 1001"):
+        Mixture([1.0] * 1001, 0)
     with pytest.raises(ValueError, match="weights of the sources"):
         Mixture([0, 0], 0)
 

@@ -2,6 +2,8 @@ import io
 import itertools
 import multiprocessing
 import pickle
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -109,32 +111,6 @@ def test_sources_mix_by_weight(tiny, tmp_path):
     assert 100 < texts["from the second"] < 150 and 340 < texts["red block"] < 410
 
 
-def spoiled(number, sample):
-    """Five ways to be broken; a cut tar is made afterwards."""
-    record, way = dict(sample["json"]), number % 100
-    if way == 10:
-        sample["png"] = sample["png"][: len(sample["png"]) // 2]
-    elif way == 30:
-        record["instances"] = [{**record["instances"][0], "mask": {"size": [40, 48], "counts": "garbage"}}]
-    elif way == 50:
-        return {"__key__": sample["__key__"], "json": record}
-    elif way == 70:
-        record["width"] = 10**9
-    return {**sample, "json": record}
-
-
-@pytest.fixture
-def broken_set(tiny, tmp_path):
-    """400 samples, 4 of each way of being broken, the fifth way being the last 4 of a tar that is cut."""
-    folder = tiny.set(tmp_path / "broken", [100] * 4, spoil=spoiled)
-    path = tmp_path / "broken" / "shard-000002.tar"
-    from sb.data.index import read_index
-    members = read_index(path)["samples"][96]["members"]
-    with path.open("r+b") as file:
-        file.truncate(min(offset for offset, _ in members.values()) + 5)
-    return folder
-
-
 def test_delivered_and_counted_make_the_manifest(broken_set):
     ledger, made = SkipLedger(), []
     for batch in batches(TrainStream(reader(broken_set), 20), 20, workers=1):
@@ -147,6 +123,48 @@ def test_delivered_and_counted_make_the_manifest(broken_set):
     assert not delivered & skipped and len(skipped) == 20
     assert delivered | skipped == {f"tiny-{n:06d}" for n in range(400)}
     assert sum(len(batch) for batch in made) == 400
+
+
+FIELDS = {
+    "": ("schema_version", "key", "width", "height", "caption", "captions", "origin", "instances"),
+    "instance": ("id", "label", "captions", "box", "area", "crowd", "mask"), "mask": ("size", "counts"),
+}
+SWAPS = [(part, name, value) for part, names in FIELDS.items() for name in names for value in (None, 5, "x", [], {})]
+
+
+def swapped(number, sample):
+    """Every second sample has one field of its json swapped for a value of another type."""
+    if number % 2:
+        return sample
+    part, name, value = SWAPS[number // 2]
+    record = sample["json"]
+    thing = record["instances"][0]
+    {"": record, "instance": thing, "mask": thing["mask"]}[part][name] = value
+    return sample
+
+
+@pytest.mark.parametrize("crop", [None, Crop(1.0, 1.2, min_side_px=1)])
+def test_whatever_the_json_holds_the_run_goes_on(tiny, tmp_path, crop):
+    samples = reader(tiny.set(tmp_path, [2 * len(SWAPS)], spoil=swapped), share=0.5, crop=crop)
+    allowed = {"block", "red block", "a photo of a block", "x"}  # "x" where a label or a caption is that string
+    reasons = set()
+    for j in range(4 * len(SWAPS)):
+        sample = samples.sample(j)
+        assert sample.text in allowed and sample.key.startswith("tiny-") and sample.outline.any()
+        if sample.text == "x":
+            assert SWAPS[int(sample.key[5:]) // 2][1] in ("label", "caption")
+        reasons |= {sample.skipped.reason} if sample.skipped else set()
+    assert {"bad_schema", "bad_mask", "absurd_size"} <= reasons
+
+
+def test_a_task_that_raises_is_told_of_in_the_end(tiny, tmp_path):
+    class Wrong(TextToImageTask):
+        def plan(self, record, rng):
+            raise KeyError("colour")
+
+    samples = Samples([ShardStore(tiny.set(tmp_path, [3]))], [1.0], [Wrong(CONTEXT)], [1.0], Look(24), 0)
+    with pytest.raises(ValueError, match=r"\(bad_schema: KeyError\('colour'\)\)"):
+        samples.sample(0)
 
 
 def read_rank(samples, rank, queue):
@@ -222,7 +240,12 @@ def test_remote_shards_are_fetched_ahead(tiny, tmp_path):
     memory.put(tiny.set(tmp_path / "set", [4] * 4), "/ahead", recursive=True)
     store = ShardStore("memory://ahead", cache_dir=tmp_path / "cache")
     samples = Samples([store], [1.0], [ObjectTask(CONTEXT)], [1.0], Look(24), 0, 1)
+    busy = store._ahead = threading.Thread(target=time.sleep, args=(0.2,))
+    busy.start()
     samples.sample(0)
+    assert store._ahead is busy  # the block is asked for again when that is done
+    busy.join()
+    samples.sample(1)
     store._ahead.join()
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
     memory.rm("/ahead", recursive=True)

@@ -111,6 +111,36 @@ def test_a_shard_that_cannot_be_fetched_is_counted_as_unreachable(remote, tmp_pa
     assert store.read(0, 0).image and not list((tmp_path / "cache").glob("*shard-000003.tar"))
 
 
+def test_an_unreachable_shard_is_asked_for_once_a_minute(remote, tmp_path, monkeypatch):
+    _, address, memory = remote
+    asked, now = [], [1000.0]
+    monkeypatch.setattr("sb.data.cache.time.sleep", asked.append)
+    monkeypatch.setattr("sb.data.shards.time.monotonic", lambda: now[0])
+    store = ShardStore(address, cache_dir=tmp_path / "cache")
+    body = memory.cat("/remote-set/shard-000001.tar")
+    memory.pipe("/remote-set/shard-000001.tar", b"short")
+    for sample in (0, 1, 2):
+        with pytest.raises(Broken, match="unreachable"):
+            store.read(1, sample)
+    assert len(asked) == 2  # the pauses between three tries, once
+    memory.pipe("/remote-set/shard-000001.tar", body)
+    now[0] += 61
+    assert store.read(1, 0).image
+
+
+def test_a_damaged_remote_index_is_made_again(remote, tmp_path):
+    folder, address, memory = remote
+    damaged = b'{"schema_version": 1, "tar_bytes": 9, "samples": [{"key": 5}]}'
+    memory.pipe("/remote-set/shard-000001.index.json", damaged)
+    assert everything(ShardStore(address, cache_dir=tmp_path / "cache")) == everything(ShardStore(folder))
+
+
+def test_every_extension_of_a_jpeg_is_read(tiny, tmp_path):
+    for extension in ("jpg", "jpeg"):
+        store = ShardStore(tiny.set(tmp_path / extension, [1], extension=extension))
+        assert store.read(0, 0).image[:2] == b"\xff\xd8"
+
+
 def test_fetching_ahead_fills_the_cache(remote, tmp_path):
     _, address, memory = remote
     store = ShardStore(address, cache_dir=tmp_path / "cache")

@@ -80,6 +80,18 @@ def test_text_to_image_paints_everything_from_the_images_caption():
     assert {p.text for p in plans(task, many, 50)} == {"one", "two"}
 
 
+@pytest.mark.parametrize("captions", ["a dog", {"a": 1}, [5], [None], 7])
+def test_captions_that_are_no_list_of_strings_are_broken(captions):
+    rng = np.random.default_rng(0)
+    with pytest.raises(Broken, match="bad_schema"):
+        TextToImageTask(CONTEXT).plan({"captions": captions, "caption": "one"}, rng)
+    with pytest.raises(Broken, match="bad_schema"):
+        ObjectTask(CONTEXT).plan(record({**instance("dog", 1000), "captions": captions}), rng)
+    for label in ("", None, 5):
+        with pytest.raises(Broken, match="bad_schema"):
+            ObjectTask(CONTEXT).plan(record(instance(label, 1000)), rng)
+
+
 def test_random_masks_vary_and_are_never_empty():
     task, rng = RandomMaskTask(CONTEXT), np.random.default_rng(0)
     assert task.plan(record(), rng) == (None, "the whole image", 0)

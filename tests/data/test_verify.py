@@ -85,6 +85,14 @@ BREAKS = {
     "area 7, its mask has": put_thing(area=7),
     "box [0, 0, 1, 1], its mask's is": put_thing(box=[0, 0, 1, 1]),
     "has no label": put_thing(label=" "),
+    "json has another type of instances": put(instances=None),
+    "json has another type of origin": put(origin="coco"),
+    "json has another type of captions": put(captions=[5]),
+    "json has an instance that is no object": put(instances=[5]),
+    "has another type of box": put_thing(box="box"),
+    "box ['a', 'b', 'c', 'd'], its mask's": put_thing(box=list("abcd")),
+    "box [nan, 0, 1, 1], its mask's": put_thing(box=[float("nan"), 0, 1, 1]),
+    "has another type of mask, captions": put_thing(mask=None, captions="a dog"),
     "instance 0 occurs 2 times": lambda body, members: body["instances"].append(thing(body)),
 }
 
@@ -95,6 +103,11 @@ def test_every_break_is_named(whole, tmp_path, what):
     assert len(report.problems) == 1 and what in report.problems[0], report.problems
     assert report.problems[0].startswith("one.tar shapes-train-0-32-00000002: ")
     assert report.samples == 8
+
+
+def test_json_that_no_reader_gets_to_the_end_of_is_named(tiny, tmp_path):
+    tiny.tar(tmp_path / "deep.tar", [{**tiny.sample(0), "json": b"[" * 100_000}])
+    assert "cannot be checked: RecursionError" in check_shards(str(tmp_path / "deep.tar")).problems[0]
 
 
 def test_a_key_that_occurs_twice(whole, tmp_path):

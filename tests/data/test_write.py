@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from sb.data import pack
 from sb.data.coco import encode_mask, instance_of
 from sb.data.schema import Record
+from sb.data.shards import ShardStore
 from sb.data.verify import check_shards
 from sb.data.write import build_shards
 
@@ -88,7 +90,8 @@ def test_webdataset_reads_what_the_manifest_counts(tmp_path):
     assert sum(len(body["instances"]) for body in bodies) == manifest["instances"] == sum(manifest["labels"].values())
     assert [shard["samples"] for shard in manifest["shards"]] == [10, 10, 5]
     assert manifest == json.loads((tmp_path / "s/manifest.json").read_text())
-    assert manifest["captions"] == "label-only" and manifest["source"]["name"] == "shapes"
+    assert manifest["captions"] == "source" and manifest["source"]["name"] == "shapes"
+    assert manifest["instances_with_caption"] == manifest["instances"]
     for shard in manifest["shards"]:
         content = (tmp_path / "s" / shard["file"]).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (shard["sha256"], shard["bytes"])
@@ -164,6 +167,34 @@ def test_left_out_items_are_counted_and_named(tmp_path):
     assert [sample["__key__"] for sample in samples(tmp_path)] == ["p-train-7", "p-train-8"]
     assert all("png" in sample for sample in samples(tmp_path))  # the true format, whatever the name said
     assert not check_shards(str(tmp_path)).problems
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("huge"), SyntaxError("odd"), struct.error("short")])
+def test_whatever_pillow_raises_is_one_bad_item(tmp_path, error):
+    source = Pictures(3)
+    source.records[1] = error
+    assert build_shards(source, tmp_path)["skipped"] == {"bad_item": 1}
+
+
+def test_the_manifest_the_log_and_the_loader_agree_on_captions(tmp_path, caplog):
+    caplog.set_level("INFO")
+    bare = build_shards(Pictures(), tmp_path / "bare")
+    assert (bare["captions"], bare["instances_with_caption"]) == ("label-only", 0)
+    assert "no object has a caption" in caplog.text and ShardStore(str(tmp_path / "bare")).label_only
+    caplog.clear()
+    own = Pictures()
+    own.records[2].instances[0].captions = ["a red cup"]
+    told = build_shards(own, tmp_path / "own")
+    assert (told["captions"], told["instances_with_caption"]) == ("source", 1)
+    assert "caption" not in caplog.text and not ShardStore(str(tmp_path / "own")).label_only
+    assert build_shards(own, tmp_path / "own") == told  # the same build: nothing to do
+    lines = tmp_path / "captions.jsonl"
+    lines.write_text('{"image_id": "9", "instance_id": "1", "text": "a cup"}')
+    with pytest.raises(ValueError, match="none of the 6 instances is named"):
+        build_shards(own, tmp_path / "none", captions=str(lines))
+    lines.write_text('{"image_id": "1", "instance_id": "1", "text": "a cup"}')
+    both = build_shards(own, tmp_path / "both", captions=str(lines))
+    assert both["captions"]["file"] == "captions.jsonl" and both["instances_with_caption"] == 2
 
 
 def test_a_failing_disk_stops_the_build(tmp_path):
@@ -244,6 +275,12 @@ def test_the_tools(tmp_path, capsys, caplog):
     assert capsys.readouterr().err == "error: source 'shapes' has no key 'sede'; did you mean 'seed'?\n"
     assert tool("build_shards", "--source", "shapes", "--out", out, "num_images") == 2
     assert capsys.readouterr().err == "error: option 'num_images' must read key=value\n"
+    for source, option in (("shapes", "num_images=abc"), ("folder", "root=2017")):
+        assert tool("build_shards", "--source", source, "--out", out, option) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: source '{source}': ") and message.count("\n") == 1
+    assert tool("check_shards", out, "--sheet", str(sheet), "--sheet-images", "0") == 2
+    assert capsys.readouterr().err.endswith("error: a sheet needs at least one picture, not 0\n")
     assert tool("check_shards", out, "--sheet", str(sheet)) == 0
     assert "problems   0" in capsys.readouterr().out
     with Image.open(sheet) as page:

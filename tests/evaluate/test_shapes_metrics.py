@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sb.evaluate.compare import compare
 from sb.evaluate.oracle import CONTEXT, Oracle, boxes_of, crop, train_oracle
 from sb.evaluate.requests import ShapesCase, make_cases, masks_at
 from sb.evaluate.shapes import evaluate_model, evaluate_shapes
@@ -25,7 +27,7 @@ Picture = Callable[[ShapesCase, Request], Tensor]
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    return train_oracle(num_scenes=500, steps=170, batch=48, num_held_out=150)
+    return train_oracle(num_scenes=700, steps=300, batch=48, num_held_out=150)
 
 
 def painter(picture: Picture, predicted: bool = True) -> Callable[..., list[Result]]:
@@ -58,6 +60,12 @@ def test_an_ideal_painter_is_ideal(oracle: Oracle, tmp_path: Path) -> None:
     assert found["background_db_box"] == 60 and found["outside_equal"] == f"{NUM} of {NUM}"
     assert found["local_fd"] == pytest.approx(0, abs=0.02)
     assert json.loads((tmp_path / "metrics.json").read_text())["occupancy"] == found["occupancy"]
+    each = json.loads((tmp_path / "per_request.json").read_text())
+    assert each["texts"][3] == make_cases(NUM)[3].text and len(each["seeds"]) == NUM
+    for key in ("text_outline", "iou_outline", "no_object_box", "mask_iou"):
+        assert sum(each["metrics"][key]) / NUM == pytest.approx(found[key], abs=1e-4)
+    assert each["metrics"]["background_mse_box"] == [0] * NUM
+    assert [(row.difference, row.low, row.high) for row in compare(tmp_path, tmp_path)] == [(0, 0, 0)] * 22
     assert found["seconds"]["train"] == 1.5 and found["images_seen"] == 5
     report = (tmp_path / "report.md").read_text()
     assert "text_outline" in report and "| 0 | 1 | 2 | 3 |" in report
@@ -146,6 +154,14 @@ def test_an_oracle_keeps_its_answers_in_a_file(oracle: Oracle, tmp_path: Path) -
     images, masks = torch.stack([c.image for c in cases]), torch.stack([c.outline for c in cases])
     assert torch.equal(again.read(images, masks).features, oracle.read(images, masks).features)
     assert again.accuracy == oracle.accuracy
+    again.accuracy = {"real": 0.97}
+    again.save(tmp_path / "poor.safetensors")
+    with pytest.raises(ValueError, match="poor.safetensors reads shape and colour of 97.0% .*, below 98%"):
+        Oracle.load(tmp_path / "poor.safetensors")
+    again.accuracy = {}
+    again.save(tmp_path / "unknown.safetensors")
+    with pytest.raises(ValueError, match="below 98%"):
+        Oracle.load(tmp_path / "unknown.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="not an oracle file"):
         Oracle.load(tmp_path / "bad.safetensors")
@@ -167,6 +183,39 @@ def test_numbers_that_are_known() -> None:
     assert frechet_distance(normal, normal) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(normal, normal + 2) == pytest.approx(12, rel=1e-3)
     assert frechet_distance(normal, 3 * normal) == pytest.approx(3 * 4, rel=0.1)
+
+
+def test_a_kill_in_the_report_leaves_nothing_that_counts(
+    oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, metrics: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sb.evaluate.shapes.write_report", killed)
+    paint = painter(lambda case, request: case.image)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_shapes(paint, LADDER, oracle, num_requests=2, batch=2, out_dir=tmp_path, sheet_rows=1)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_one_request_has_no_spread(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2 requests"):
+        evaluate_model("nowhere", tmp_path, num_requests=1)
+    with pytest.raises(ValueError, match="at least 2 requests"):
+        make_cases(1)
+
+
+@pytest.mark.parametrize("about, asked, size", [({"image_size": 48}, None, 48), ({}, None, 64), ({}, 32, 32)])
+def test_scenes_have_the_size_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: dict[str, int], asked: int | None, size: int
+) -> None:
+    sizes = []
+    model = SimpleNamespace(about=about, ladder=LADDER, paint=None)
+    monkeypatch.setattr("sb.evaluate.shapes.Inpainter", SimpleNamespace(load=lambda *_: model))
+    monkeypatch.setattr("sb.evaluate.shapes.Oracle", SimpleNamespace(load=lambda *_: None))
+    monkeypatch.setattr("sb.evaluate.shapes.evaluate_shapes", lambda *args: sizes.append(args[7]))
+    evaluate_model("any", tmp_path, size_px=asked, oracle_file="any")
+    assert sizes == [size]
 
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:

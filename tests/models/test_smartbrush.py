@@ -1,7 +1,9 @@
 """The training step: what it noises, whom it tells what, and that it can learn."""
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sb.conditioning import SmartBrushConditioning
 from sb.losses import DenoisingObjective
@@ -102,3 +104,23 @@ def test_it_learns_one_batch(prediction):
         (first if i < 10 else last).append([float(out["denoise"]), float(out["dice"])])
     before, after = torch.tensor(first).mean(0), torch.tensor(last[-10:]).mean(0)
     assert (after < 0.8 * before).all(), (before, after)
+
+
+def test_the_held_out_dice_is_the_mean_over_samples_with_an_object(tmp_path):
+    whole, system = a_batch(), a_system()
+    parts = [  # 3, 1 and no samples with an object
+        Batch(*(getattr(whole, name)[n:] for name in ("image", "outline", "level", "task", "text", "key")))
+        for n in (0, 2, 3)
+    ]
+    want: list[float] = []
+    for index, batch in enumerate(parts):
+        out = system.step(batch, system.generator(index, 0), 0.0)
+        want += out["dice_each"][out["has_object"]].tolist()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
+    (logged,) = trainer.validate(system, DataLoader(parts, batch_size=None), verbose=False)
+    assert len(want) == 4 and logged["val/dice"] == pytest.approx(sum(want) / 4, rel=1e-5)
+    nothing = a_system(tasks=["text_to_image"], has_object=[False], object_share=1.0)
+    whole.task[:] = 0
+    (logged,) = trainer.validate(nothing, DataLoader([whole], batch_size=None), verbose=False)
+    assert "val/dice" not in logged and "val/loss" in logged

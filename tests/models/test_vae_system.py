@@ -184,3 +184,13 @@ def test_psnr_known_answers() -> None:
     picture = torch.stack([target[0] + 0.2, target[1]])
     assert psnr(picture, target).tolist() == pytest.approx([20.0, 106.0206], abs=1e-3)
     assert float(psnr(torch.full((1, 3, 2, 2), 5.0), torch.ones(1, 3, 2, 2))) > 100  # clamped
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.fit(make_system(), loader(make_batches(1)))
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    wider = make_system(vae=TinyVAE(stages=1, widths=16, blocks=1))
+    with pytest.raises(ValueError, match=r"some.ckpt does not fit this model; \d+ of another shape: vae") as error:
+        make_trainer(tmp_path, max_epochs=2).fit(wider, loader(make_batches(2)), ckpt_path=tmp_path / "some.ckpt")
+    assert "\n" not in str(error.value)

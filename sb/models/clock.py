@@ -1,0 +1,69 @@
+"""The shell that every system of ours trains in: images seen are the clock of rate, noise, logs and checkpoints."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sb.models.weights import check_state
+from sb.types import Batch
+
+
+class ImagesClock(L.LightningModule):
+    """Counts training images over all ranks in ``images_seen``; subclasses add the network and the steps.
+
+    ``optimizer(params, total_images)`` gives an optimizer and a function of (images seen before an optimizer step,
+    images of the step) to the factor on its learning rates. Rates and all other options of the optimizer follow the
+    run file of this moment: neither they nor a count of steps are taken from a checkpoint.
+    """
+
+    def __init__(self, optimizer: Callable[..., Any], total_images: int, batch_size: int, seed: int):
+        super().__init__()
+        self.optimizer, self.total_images, self.batch_size, self.seed = optimizer, total_images, batch_size, seed
+        self.images_seen = 0
+        self._options: list[dict[str, Any]] = []  # of each parameter group, as the run file has them
+        self._factor: Callable[[int, int], float]
+
+    def count(self, batch: Batch) -> None:
+        """Advance the clock by this batch on every rank."""
+        self.images_seen += len(batch) * self.trainer.world_size
+
+    def clock(self) -> Tensor:
+        """The x axis of every log; float32 would lose count at 17 million images."""
+        return torch.tensor(self.images_seen, dtype=torch.float64)
+
+    def generator(self, *numbers: int) -> torch.Generator:
+        """Noise that follows from these numbers: no generator state to save or lose."""
+        mixed = 0
+        for number in numbers:  # a 63-bit mix, so that neighbouring steps and ranks draw unrelated noise
+            mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % (1 << 63)
+        return torch.Generator(self.device).manual_seed(mixed)
+
+    def configure_optimizers(self) -> Optimizer:
+        """The factory's optimizer over what is trained."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer, self._factor = self.optimizer(trained, self.total_images)
+        self._options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return optimizer
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the learning rate of this step, whose images are counted already."""
+        step = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        factor = self._factor(max(self.images_seen - step, 0), step)
+        for group, options in zip(optimizer.param_groups, self._options, strict=True):
+            group.update(options, lr=options["lr"] * factor)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the clock."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the clock; ValueError in one line where the weights are those of another model."""
+        if "state_dict" in checkpoint:  # sharded strategies keep the weights elsewhere
+            check_state(self, checkpoint["state_dict"], str(self.trainer.ckpt_path))
+        self.images_seen = int(checkpoint["images_seen"])
+        # the last batch of a run that is now longer is not the last one any more
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -1,0 +1,36 @@
+"""The shell of the systems: one seed for the same numbers everywhere, and rates from images and the run file alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sb.models.clock import ImagesClock
+from sb.models.optim import AdamW
+from sb.types import Batch
+
+
+def test_noise_follows_from_the_numbers_on_every_machine() -> None:
+    clock = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=0)
+    mixed = 0
+    for number in (7, 64, 1):
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    assert clock.generator(7, 64, 1).initial_seed() == mixed
+    draws = [torch.randn(4096, generator=clock.generator(7, 64, rank)) for rank in range(2)]
+    assert abs(float((draws[0] * draws[1]).mean())) < 0.1
+
+
+def test_the_rate_of_a_step_follows_from_images_and_the_run_file() -> None:
+    clock = ImagesClock(AdamW(lr=0.1, decay="linear", weight_decay=0.3), total_images=80, batch_size=4, seed=0)
+    clock._trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=2)  # type: ignore[assignment]
+    clock.weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = clock.configure_optimizers()
+    group = optimizer.param_groups[0]
+    for images, factor in ((16, 1.0), (48, 0.6), (80, 0.2), (8, 1.0)):
+        clock.images_seen = images
+        group.update(lr=9.0, weight_decay=9.0)  # as a checkpoint of another run file would
+        clock.on_before_optimizer_step(optimizer)
+        assert (group["lr"], group["weight_decay"]) == (pytest.approx(0.1 * factor), 0.3)
+    zeros = torch.zeros(4, dtype=torch.int64)
+    clock.count(Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 1, 8, 8), zeros, zeros, [""] * 4, ["k"] * 4))
+    assert clock.images_seen == 16 and clock.clock().dtype == torch.float64
