@@ -68,7 +68,7 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
     occupancy = metrics["occupancy"]
     lines += [
         "", "## Precision control", "",
-        f"The first {metrics['num_control']} requests. One mask, the outline at ladder level 2, declared as different "
+        "One mask, the outline at ladder level 2, declared as different "
         "levels. The coarser it is declared, the freer "
         "the object, and the less of the mask it should fill:", "",
         "| declared level | " + " | ".join(occupancy) + " |", "|---" * (len(occupancy) + 1) + "|",

@@ -27,7 +27,6 @@ from sb.types import Result
 
 CONTROL_LEVEL = 2  # the rung that is drawn for the precision control
 CONTROL_DECLARED = (0, 1, 2, 3)
-CONTROL_REQUESTS = 128  # it is the half of the painting, and its differences are large
 POOLED = ("background_mse", "occupancy_declared")  # per request only: the metrics hold these in another form
 Control = dict[str, tuple[Tensor, Tensor]]  # declared level -> occupancy (B,), all pixels outside equal (B,)
 
@@ -60,7 +59,7 @@ def evaluate_shapes(
     clock.lap("paint_box")
     without = paint_cases(paint, cases, boxes, box_level, batch, "box masks, no predicted mask", use_predicted=False)
     clock.lap("paint_box_without")
-    control = _control(paint, cases[:CONTROL_REQUESTS], ladder, batch)
+    control = _control(paint, cases, ladder, batch)
     clock.lap("paint_control")
     on_outline = score(cases, painted_of(outline_results, outlines), oracle)
     on_box = score(cases, painted_of(box_results, boxes), oracle)
@@ -84,7 +83,6 @@ def evaluate_shapes(
         "oracle": oracle.accuracy,
         "images_seen": images_seen,
         "num_requests": num_requests,
-        "num_control": min(CONTROL_REQUESTS, num_requests),
         "seed": seed,
         "size_px": size_px,
     }
