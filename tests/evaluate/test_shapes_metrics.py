@@ -27,7 +27,7 @@ Picture = Callable[[ShapesCase, Request], Tensor]
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    return train_oracle(num_scenes=700, steps=300, batch=48, num_held_out=150)
+    return train_oracle(num_scenes=1000, steps=450, batch=48, num_held_out=150)
 
 
 def painter(picture: Picture, predicted: bool = True) -> Callable[..., list[Result]]:
