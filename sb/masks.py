@@ -169,8 +169,9 @@ def paste_mask(
 ) -> Tensor:
     """The weight of the painted pixel in the final picture (B, 1, H, W) in [0, 1], zero outside the user's mask.
 
-    The predicted object, where it reaches the threshold (one number, or (B, 1, 1, 1)) and grown, fades over ``feather_px`` where it borders on kept pixels inside
-    the user's mask. Without a prediction the whole mask is painted and fades towards its inside.
+    The predicted object, where it reaches the threshold (one number, or (B, 1, 1, 1)) and grown, fades over
+    ``feather_px`` where it borders on kept pixels inside the user's mask. Without a prediction the whole mask is
+    painted and fades towards its inside.
     """
     if predicted is None:
         return (2 * _feather(mask.float(), feather_px) - 1).clamp(0, 1) * mask.float()
