@@ -54,8 +54,9 @@ def measured(picture: Picture, oracle: Oracle, **options: Any) -> dict[str, Any]
 
 def test_an_ideal_painter_is_ideal(oracle: Oracle, tmp_path: Path) -> None:
     found = measured(lambda case, request: case.image, oracle, out_dir=tmp_path, images_seen=5, seconds={"train": 1.5})
-    for key in ("text_outline", "text_box", "colour_box", "texture_outline"):
+    for key in ("text_outline", "text_box", "colour_box"):
         assert found[key] >= 0.93, key
+    assert found["texture_outline"] >= oracle.accuracy["texture"] - 0.05  # what it reads on real objects
     assert found["iou_outline"] > 0.98 and found["mask_iou"] > 0.97 and found["no_object_outline"] <= 0.02
     assert found["background_db_box"] == 60 and found["outside_equal"] == f"{NUM} of {NUM}"
     assert found["local_fd"] == pytest.approx(0, abs=0.02)
