@@ -150,8 +150,8 @@ def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int,
     return denoiser
 
 
-def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) -> Inpainter:
-    """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it; ``raw`` takes no average."""
+def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
+    """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it (which may be the raw weights)."""
     folder = model_folder(path)
     meta = read_meta(folder)
     if meta.get("kind") != "smartbrush":
@@ -162,9 +162,7 @@ def load_inpainter(path: str | Path, device: str = "auto", raw: bool = False) ->
     vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
     cfg["denoiser"] = _without_weights(cfg["denoiser"])
     denoiser = build_denoiser(cfg, ladder, vae.latent_channels, text)
-    unet = "unet.raw.safetensors" if raw else "unet.safetensors"
-    if Path(path).name in ("unet.safetensors", "unet.raw.safetensors"):
-        unet = Path(path).name
+    unet = "unet.raw.safetensors" if Path(path).name == "unet.raw.safetensors" else "unet.safetensors"
     for module, name in ((vae, "vae.safetensors"), (text, "text.safetensors"), (denoiser, unet)):
         load_state(module, read_state(folder / name), str(folder / name))
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

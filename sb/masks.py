@@ -16,8 +16,6 @@ from torch import Tensor
 
 from sb.registry import build, register
 
-GENERATE, KEEP = 1, 0
-
 
 class Degradation(Protocol):
     """A rung of the ladder: exact outlines (B, 1, H, W) float in, masks of the same shape out, 1 = generate."""

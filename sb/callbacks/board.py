@@ -1,11 +1,13 @@
 """Pictures on TensorBoard: the writer behind a trainer, tinted masks, and grids of cells."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 GAP_PX = 2
@@ -16,6 +18,45 @@ def writer(trainer: L.Trainer) -> Any:
     """The SummaryWriter of the run's TensorBoard logger; None without one (a silent dummy on other ranks)."""
     experiment = getattr(trainer.logger, "experiment", None)
     return experiment if hasattr(experiment, "add_image") else None
+
+
+class AtValidations(Callback):
+    """Base of what is shown at a validation, at most once in ``every_images``, on rank zero, by the validated weights.
+
+    Subclasses say what in ``show``; no random state is disturbed, no gradient kept. ``name`` is the checkpoint's key.
+    """
+
+    name: str
+
+    def __init__(self, every_images: int):
+        self.every_images = every_images
+        self._last: int | None = None
+
+    @property
+    def state_key(self) -> str:
+        return self.name
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last = state_dict["last"]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        images = int(pl_module.images_seen)  # type: ignore[arg-type]
+        if trainer.sanity_checking or (self._last is not None and images - self._last < self.every_images):
+            return
+        self._last = images
+        board = writer(trainer)
+        if board is None or not trainer.is_global_zero:
+            return
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            self.show(board, pl_module, images)
+
+    @abstractmethod
+    def show(self, board: Any, pl_module: L.LightningModule, images: int) -> None:
+        """Write to the board, at ``global_step=images``."""
 
 
 def tinted(image: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from sb.callbacks.board import writer
+from sb.callbacks.board import AtValidations
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
 from sb.evaluate.requests import Paint, make_cases, masks_at, paint_cases
 from sb.evaluate.shapes import painted_of
@@ -18,50 +18,34 @@ CURVE_SEED = 1  # other scenes than an evaluation's default, so that watching th
 
 
 @register("callback", "shapes_score")
-class ShapesScore(L.Callback):
+class ShapesScore(AtValidations):
     """Paints ``num_requests`` unseen scenes at a validation, at most every ``every_images``, with its weights.
 
     Writes ``shapes/<outline|box>/<text|shape|colour|texture|iou|occupancy>`` on rank zero. The oracle that reads the
     pictures is trained once (about half a minute on two cores) and kept as ``run_dir/oracle.safetensors``.
     """
 
+    name = "shapes_score"
+
     def __init__(
         self, paint: Paint, ladder: Ladder, run_dir: Path, num_requests: int = 64, every_images: int = 20000,
         size_px: int = 64, batch: int = 64,
     ):
         self.paint, self.ladder, self.oracle_file = paint, ladder, run_dir / "oracle.safetensors"
-        self.num_requests, self.every_images, self.size_px, self.batch = num_requests, every_images, size_px, batch
-        self._last: int | None = None
+        super().__init__(every_images)
+        self.num_requests, self.size_px, self.batch = num_requests, size_px, batch
 
-    @property
-    def state_key(self) -> str:
-        return "shapes_score"
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last = state_dict["last"]
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        images = int(pl_module.images_seen)  # type: ignore[arg-type]
-        if trainer.sanity_checking or (self._last is not None and images - self._last < self.every_images):
-            return
-        self._last = images
-        board = writer(trainer)
-        if board is None or not trainer.is_global_zero:
-            return
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            oracle = self._oracle(pl_module)
-            cases = make_cases(self.num_requests, CURVE_SEED, self.size_px)
-            for name, level in (("outline", 0), ("box", self.ladder.num_levels)):
-                masks = masks_at(cases, self.ladder, level)
-                results = paint_cases(self.paint, cases, masks, level, self.batch, f"shapes, {name}")
-                scores = score(cases, painted_of(results, masks), oracle)
-                for part in ("text", "shape", "colour", "texture", "iou", "occupancy"):
-                    value = float(getattr(scores, part).float().mean())
-                    board.add_scalar(f"shapes/{name}/{part}", value, global_step=images)
+    def show(self, board: Any, pl_module: L.LightningModule, images: int) -> None:
+        """Paint, score and write one point of every curve."""
+        oracle = self._oracle(pl_module)
+        cases = make_cases(self.num_requests, CURVE_SEED, self.size_px)
+        for name, level in (("outline", 0), ("box", self.ladder.num_levels)):
+            masks = masks_at(cases, self.ladder, level)
+            results = paint_cases(self.paint, cases, masks, level, self.batch, f"shapes, {name}")
+            scores = score(cases, painted_of(results, masks), oracle)
+            for part in ("text", "shape", "colour", "texture", "iou", "occupancy"):
+                value = float(getattr(scores, part).float().mean())
+                board.add_scalar(f"shapes/{name}/{part}", value, global_step=images)
 
     def _oracle(self, pl_module: Any) -> Oracle:
         if self.oracle_file.is_file():
