@@ -119,15 +119,16 @@ class Inpainter:
         mask = torch.stack([r.mask for r in requests]).to(self.device)
         padded_image, padded_mask = self._pad(image.float()), self._pad(mask.float(), value=0.0)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            clean = self.vae.latents(padded_image / 127.5 - 1).float()
-            canvas = self.conditioning.canvas(clean, padded_mask, self.vae.factor)
+            canvas = self.conditioning.canvas(
+                self.vae.latents, padded_image / 127.5 - 1, padded_mask, self.vae.factor
+            )
             denoise = _Denoiser(self, requests, canvas, padded_mask, options)
             clock.lap("encode")
-            noise = torch.stack([_noise(r.seed, clean.shape[1:]) for r in requests]).to(self.device)
+            noise = torch.stack([_noise(r.seed, canvas.clean.shape[1:]) for r in requests]).to(self.device)
             start = self.conditioning.start(canvas, noise)
             latents = self.sampler(denoise, start, self.schedule, steps=options.steps)
             clock.lap("sample")
-            picture = self.vae.picture(latents).float()
+            picture = self.vae.picture(self.conditioning.finished(latents, canvas)).float()
         decoded = ((picture.clamp(-1, 1) + 1) * 127.5).round()[..., :height, :width]
         predicted = denoise.predicted_pixels()
         if predicted is not None:

@@ -29,25 +29,22 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_on_broken_shards_without_hanging(tiny_overrides, shapes_shards, tmp_path):
-    """A cut tar among the shards: both ranks finish, the replaced samples are counted."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for source in Path(shapes_shards["train"]).iterdir():
-        content = source.read_bytes()
-        cut = source.name == "shard-000001.tar"
-        (broken / source.name).write_bytes(content[: int(len(content) * 0.9)] if cut else content)
+def test_two_ranks_train_on_a_stream_broken_in_five_ways(tiny_overrides, broken_set, tmp_path):
+    """1 % of each: both ranks finish one pass over the 400 samples, delivered and counted make the manifest."""
     done = train(
-        *tiny_overrides, f"data.train=[{{shards: {broken}}}]", "trainer.devices=2", "trainer.strategy=ddp",
-        "trainer.images=96", "trainer.val_every_images=48", "data.max_broken_share=0.5", "data.workers=1",
+        *tiny_overrides, f"data.train=[{{shards: {broken_set}}}]", "data.tasks=[{name: object, weight: 1.0}]",
+        "data.crop={min_context: 1.2, max_context: 2.0, min_side_px: null, max_zoom: 1.3}", "data.workers=1",
+        "trainer.devices=2", "trainer.strategy=ddp", "trainer.images=400", "trainer.val_every_images=200",
         "callbacks.speed.every_images=8",
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    meta = json.loads((tmp_path / "run" / "model" / "meta.json").read_text())
-    assert meta["images_seen"] == 96
+    assert json.loads((tmp_path / "run" / "model" / "meta.json").read_text())["images_seen"] == 400
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    skipped = [tag for tag in board.Tags()["scalars"] if tag.startswith("data/skipped")]
-    assert "data/skipped_truncated" in skipped and board.Scalars("data/skipped_truncated")[-1].value > 0
+    skipped = {
+        tag.removeprefix("data/skipped_"): int(board.Scalars(tag)[-1].value)
+        for tag in board.Tags()["scalars"] if tag.startswith("data/skipped_")
+    }
+    assert skipped == {"bad_image": 4, "bad_mask": 4, "missing_key": 4, "absurd_size": 4, "truncated": 4}

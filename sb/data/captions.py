@@ -10,8 +10,9 @@ One line per caption, in any order; an instance may have several lines::
 import importlib
 import io
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from sb.data.schema import IMAGE_EXTENSIONS, Record
 from sb.data.verify import read_samples
 
+log = logging.getLogger(__name__)
 Captioner = Callable[[list[Image.Image]], Sequence[str]]
 _FIELDS = ("image_id", "instance_id", "text")
 
@@ -151,20 +153,31 @@ def _hugging_face(folder: str, device: str, max_tokens: int) -> Captioner:
 
 
 def _crops(shards: str, done: set[tuple[str, str]], margin: float, min_area: float) -> Iterator[Crop]:
+    """The crops still to be captioned; a sample that is broken gives a warning and no crop."""
     for key, members in read_samples(shards):
-        body = json.loads(members["json"])
-        wanted = [
-            thing for thing in body["instances"]
-            if not thing["crowd"] and (key, thing["id"]) not in done
-            and thing["area"] >= max(1.0, min_area * body["width"] * body["height"])
-        ]
-        if not wanted:
+        try:
+            crops = _crops_of(key, members, done, margin, min_area)
+        except Exception as error:  # shards hold anything
+            log.warning("%s is left out: %r; tools/check_shards.py names all that is broken", key, error)
             continue
-        content = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
-        with Image.open(io.BytesIO(content)) as picture:
-            image = picture.convert("RGB")
-        for thing in wanted:
-            yield Crop(key, thing["id"], image.crop(_frame(thing["box"], margin, image.size)))
+        yield from crops
+
+
+def _crops_of(
+    key: str, members: Mapping[str, bytes], done: set[tuple[str, str]], margin: float, min_area: float
+) -> list[Crop]:
+    body = json.loads(members["json"])
+    wanted = [
+        thing for thing in body["instances"]
+        if not thing["crowd"] and (key, thing["id"]) not in done
+        and thing["area"] >= max(1.0, min_area * body["width"] * body["height"])
+    ]
+    if not wanted:
+        return []
+    content = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
+    with Image.open(io.BytesIO(content)) as picture:
+        image = picture.convert("RGB")
+    return [Crop(key, thing["id"], image.crop(_frame(thing["box"], margin, image.size))) for thing in wanted]
 
 
 def _frame(box: Sequence[float], margin: float, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -176,10 +176,16 @@ def _names_of(key: str, origin: Mapping[str, Any]) -> set[str]:
 
 
 def identities(where: str) -> set[str]:
-    """What the images of a shard set are known by: their ids and the hashes of their bytes."""
+    """What the images of a shard set are known by: their ids and the hashes of their bytes.
+
+    Raises ValueError for a sample whose json cannot be read: its image would slip through.
+    """
     found: set[str] = set()
     for key, members in read_samples(where, ("json",)):
-        found |= _names_of(key, json.loads(members["json"])["origin"])
+        try:
+            found |= _names_of(key, json.loads(members["json"])["origin"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where} {key}: no origin in its json ({error!r}); run tools/check_shards.py") from None
     return found
 
 

@@ -3,11 +3,12 @@
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, f pixels per cell side.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sb.conditioning import SmartBrushConditioning
 from sb.losses import DenoisingObjective
@@ -16,6 +17,14 @@ from sb.models.clock import ImagesClock
 from sb.registry import register
 from sb.schedule import Schedule
 from sb.types import Batch, Condition
+
+
+class Draws(NamedTuple):
+    """What a step leaves to chance: times t (B,), noise eps (B, C, h, w), and whose text is dropped (B,) bool."""
+
+    t: Tensor
+    eps: Tensor
+    dropped: Tensor
 
 
 @register("system", "smartbrush")
@@ -67,26 +76,30 @@ class SmartBrush(ImagesClock):
         """The text tower, on this module's device."""
         return self._outside["text"].to(self.device) if "text" in self._outside else self.text_tower
 
-    def step(self, batch: Batch, generator: torch.Generator, text_dropout: float) -> dict[str, Any]:
+    def draw(self, images: Tensor, generator: torch.Generator, text_dropout: float) -> Draws:
+        """The draws for images (B, 3, H, W) from one generator, on its device."""
+        count, (height, width) = len(images), (side // self.vae.factor for side in images.shape[-2:])
+        t = self.schedule.draw(count, generator)
+        shape = (count, self.vae.latent_channels, height, width)
+        eps = torch.randn(shape, generator=generator, device=generator.device)
+        return Draws(t, eps, torch.rand(count, generator=generator, device=generator.device) < text_dropout)
+
+    def step(self, batch: Batch, draws: Draws) -> dict[str, Any]:
         """One noised batch through the network: the losses, and what the callbacks want to see of it."""
-        factor = self.vae.factor
-        with torch.no_grad():
-            z = self.vae.latents(batch.image.float() / 127.5 - 1).float()  # (B, C, h, w)
+        factor, (t, eps, dropped) = self.vae.factor, draws
         mask = self.ladder(batch.outline, batch.level)  # (B, 1, H, W)
-        canvas = self.conditioning.canvas(z, mask, factor)
-        t = self.schedule.draw(len(batch), generator)
-        eps = torch.randn(z.shape, generator=generator, device=z.device)
+        with torch.no_grad():
+            canvas = self.conditioning.canvas(self.vae.latents, batch.image.float() / 127.5 - 1, mask, factor)
         x_t = self.conditioning.noised(canvas, eps, t, self.schedule)
 
-        dropped = (torch.rand(len(batch), generator=generator, device=z.device) < text_dropout).tolist()
-        texts = ["" if drop else text for text, drop in zip(batch.text, dropped, strict=True)]
+        texts = ["" if drop else text for text, drop in zip(batch.text, dropped.tolist(), strict=True)]
         features = self.text.encode(texts)
         cond = Condition(features.tokens, features.pooled, batch.level.float())
         prediction, logits = self.denoiser(self.conditioning.network_input(x_t, canvas), t, cond)
 
-        target = self.schedule.target(z, eps, t)
+        target = self.schedule.target(canvas.clean, eps, t)
         mask_target = self.conditioning.head_target(batch.outline, factor)
-        has_object = self.has_object.to(z.device)[batch.task]
+        has_object = self.has_object.to(t.device)[batch.task]
         losses = self.objective(
             prediction, target, canvas.hole, t, self.schedule, logits, mask_target, has_object, self.object_share
         )
@@ -98,15 +111,20 @@ class SmartBrush(ImagesClock):
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
         """Times and noise follow from (seed, images seen, rank)."""
-        out = self.step(batch, self.generator(self.seed, self.images_seen, self.global_rank), self.text_dropout)
+        generator = self.generator(self.seed, self.images_seen, self.global_rank)
+        out = self.step(batch, self.draw(batch.image, generator, self.text_dropout))
         self.count(batch)
         logged = {f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}
         self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch))
         return out
 
-    def validation_step(self, batch: Batch, index: int) -> dict[str, Any]:
-        """The held-out loss: fixed samples, times, noise and masks, so that two values are comparable."""
-        out = self.step(batch, self.generator(index, self.global_rank), 0.0)
+    def validation_step(self, batch: Batch, _: int) -> dict[str, Any]:
+        """The held-out loss: a sample's time and noise follow from its key, whatever the batch size and the ranks."""
+        each = [
+            self.draw(image[None], self.generator(zlib.crc32(key.encode())), 0.0)
+            for image, key in zip(batch.image, batch.key, strict=True)
+        ]
+        out = self.step(batch, Draws(*map(torch.cat, zip(*each, strict=True))))
         logged = {f"val/{name}": out[name] for name in ("loss", "denoise")}
         self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch), sync_dist=True)
         if bool(self.has_object.any()):  # a mean over samples with an object; every rank logs, be it with no weight

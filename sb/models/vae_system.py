@@ -3,7 +3,7 @@
 Legend: B batch, H W pixels, h w latent cells, C latent channels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -141,13 +141,6 @@ class VAESystem(ImagesClock):
         """Set the VAE's scale and shift, the same on every rank."""
         total = torch.as_tensor(self.all_gather(self._moments))  # (3,), or (ranks, 3)
         self.vae.scale, self.vae.shift = scale_and_shift(total.reshape(-1, 3).sum(0))
-
-    @torch.no_grad()
-    def measure_latents(self, batches: Iterable[Batch]) -> tuple[float, float]:
-        """Set the VAE's scale and shift from these batches, and return them; validation does so by itself."""
-        total = sum((moments(self.vae.encode(_to_float(b.to(self.device)))).cpu() for b in batches), torch.zeros(3))
-        self.vae.scale, self.vae.shift = scale_and_shift(total)
-        return self.vae.scale, self.vae.shift
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the clock, the scale and the shift."""

@@ -80,6 +80,19 @@ def test_crops_follow_box_and_margin(shards, tmp_path):
     assert large == sum(area >= 0.1 * 32 * 32 for _, area in boxes()) < len(told)
 
 
+def test_a_broken_sample_is_left_out_with_a_warning(tiny, tmp_path, caplog):
+    def spoil(number, sample):
+        if number == 1:
+            sample["json"].pop("instances")
+        elif number == 2:
+            sample["png"] = b"no picture"
+
+    folder = tiny.set(tmp_path / "set", [4], spoil=spoil)
+    assert caption_shards(folder, sizes, tmp_path / "c.jsonl", min_area=0) == 2
+    assert [line["image_id"] for line in lines(tmp_path / "c.jsonl")] == ["tiny-000000", "tiny-000003"]
+    assert [record.message.split()[0] for record in caplog.records] == ["tiny-000001", "tiny-000002"]
+
+
 def test_a_stopped_run_goes_on_with_whole_lines(shards, tmp_path):
     calls = []
 

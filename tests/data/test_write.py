@@ -240,6 +240,13 @@ def test_splits_are_never_mixed(tmp_path):
     assert manifest["skipped_named"]["excluded"] == ["p-train-0", "p-train-1", "p-train-4"]
 
 
+def test_a_set_to_exclude_that_cannot_be_read_is_an_error(tiny, tmp_path):
+    folder = tiny.set(tmp_path / "set", [3], spoil=lambda number, sample: sample["json"].pop("origin") and None)
+    with pytest.raises(ValueError, match=r"set tiny-000000: no origin in its json .* run tools/check_shards.py"):
+        build_shards({"name": "shapes", "num_images": 2}, tmp_path / "out", exclude=[folder])
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_licence_filter(tmp_path):
     manifest = build_shards(Pictures(), tmp_path, licences=["L1", "other"])
     assert manifest["licences"] == {"L1": 3} and manifest["skipped"] == {"licence": 3}

@@ -43,7 +43,7 @@ def a_batch() -> Batch:
 
 
 def step(system, batch, seed=0, dropout=0.0):
-    return system.step(batch, torch.Generator().manual_seed(seed), dropout)
+    return system.step(batch, system.draw(batch.image, torch.Generator().manual_seed(seed), dropout))
 
 
 def test_total_is_denoising_plus_a_hundredth_of_dice():
@@ -106,21 +106,38 @@ def test_it_learns_one_batch(prediction):
     assert (after < 0.8 * before).all(), (before, after)
 
 
-def test_the_held_out_dice_is_the_mean_over_samples_with_an_object(tmp_path):
-    whole, system = a_batch(), a_system()
-    parts = [  # 3, 1 and no samples with an object
-        Batch(*(getattr(whole, name)[n:] for name in ("image", "outline", "level", "task", "text", "key")))
-        for n in (0, 2, 3)
-    ]
-    want: list[float] = []
-    for index, batch in enumerate(parts):
-        out = system.step(batch, system.generator(index, 0), 0.0)
-        want += out["dice_each"][out["has_object"]].tolist()
+def parts_of(batch: Batch, *sizes: int) -> list[Batch]:
+    """A batch cut into batches of these sizes."""
+    names, ends = ("image", "outline", "level", "task", "text", "key"), [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [Batch(*(getattr(batch, name)[end - n : end] for name in names)) for n, end in zip(sizes, ends)]
+
+
+def validated(system, batches, folder) -> dict[str, float]:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **quiet)
-    (logged,) = trainer.validate(system, DataLoader(parts, batch_size=None), verbose=False)
-    assert len(want) == 4 and logged["val/dice"] == pytest.approx(sum(want) / 4, rel=1e-5)
-    nothing = a_system(tasks=["text_to_image"], has_object=[False], object_share=1.0)
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=folder, **quiet)
+    return trainer.validate(system, DataLoader(batches, batch_size=None), verbose=False)[0]
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batch_size(tmp_path):
+    system, batch = a_system(), a_batch()
+    whole, cut = (validated(system, parts_of(batch, *sizes), tmp_path) for sizes in ((4,), (1, 2, 1)))
+    assert set(whole) == {"val/loss", "val/denoise", "val/dice", "step"} and whole == pytest.approx(cut, rel=1e-4)
+    batch.key[0] = "another"
+    assert validated(system, [batch], tmp_path)["val/denoise"] != pytest.approx(whole["val/denoise"], rel=1e-4)
+
+
+def test_the_held_out_dice_is_the_mean_over_samples_with_an_object(tmp_path):
+    system, parts = a_system(), parts_of(a_batch(), 2, 1, 1)  # 2, 1 and no samples with an object
+    want: list[float] = []
+    system.step, step_of = (lambda *args: want_of(step_of(*args))), system.step
+
+    def want_of(out):
+        want.extend(out["dice_each"][out["has_object"]].tolist())
+        return out
+
+    logged = validated(system, parts, tmp_path)
+    assert len(want) == 3 and logged["val/dice"] == pytest.approx(sum(want) / 3, rel=1e-5)
+    nothing, whole = a_system(tasks=["text_to_image"], has_object=[False], object_share=1.0), a_batch()
     whole.task[:] = 0
-    (logged,) = trainer.validate(nothing, DataLoader([whole], batch_size=None), verbose=False)
+    logged = validated(nothing, [whole], tmp_path)
     assert "val/dice" not in logged and "val/loss" in logged

@@ -96,8 +96,6 @@ def test_validation_measures_the_latents(tmp_path: Path) -> None:
     system = make_system(vae=KLVAE(8, [1, 1], blocks=1, norm_groups=4))
     batches = make_batches(3)
     make_trainer(tmp_path).validate(system, loader(batches), verbose=False)
-    measured = system.vae.scale, system.vae.shift
-    assert system.measure_latents(batches) == pytest.approx(measured)
     images = torch.cat([batch.image for batch in batches]).float() / 127.5 - 1
     with torch.no_grad():
         draw = system.vae.latents(images, torch.Generator().manual_seed(0))
