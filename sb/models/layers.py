@@ -21,7 +21,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + skip. ``zero_init`` starts it as the skip alone."""
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + skip.
+
+    zero_init starts it as the skip alone. scale_shift: the time does not add, it scales and shifts the second norm's
+    output (arXiv 2105.05233, equation 7), which lets a condition reach further.
+    """
 
     def __init__(
         self,
@@ -31,11 +35,13 @@ class ResnetBlock(nn.Module):
         groups: int = 32,
         eps: float = 1e-5,
         zero_init: bool = False,
+        scale_shift: bool = False,
     ):
         super().__init__()
+        self.scale_shift = scale_shift
         self.norm1 = GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, out_channels) if time_width else None
+        self.time_emb_proj = nn.Linear(time_width, out_channels * (1 + scale_shift)) if time_width else None
         self.norm2 = GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
@@ -45,9 +51,14 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, C_in, h, w), time (B, E) already through SiLU -> (B, C_out, h, w)."""
         hidden = self.conv1(F.silu(self.norm1(x)))
-        if self.time_emb_proj is not None and time is not None:
-            hidden = hidden + self.time_emb_proj(time)[:, :, None, None]
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        if self.time_emb_proj is None or time is None:
+            hidden = self.norm2(hidden)
+        elif self.scale_shift:
+            scale, shift = self.time_emb_proj(time)[:, :, None, None].chunk(2, dim=1)
+            hidden = self.norm2(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm2(hidden + self.time_emb_proj(time)[:, :, None, None])
+        hidden = self.conv2(F.silu(hidden))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -33,6 +33,21 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
 
 
+class Standardise(nn.Module):
+    """(x - mean) / std per feature of (B, P): what a tower says of every text alike hides what it says of one."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sample: Tensor):
+        super().__init__()
+        self.register_buffer("mean", sample.mean(0))
+        self.register_buffer("std", sample.std(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
 class TextTower(nn.Module):
     """``forward(tokens) -> TextFeatures``; the hidden states of one layer after the final norm.
 
@@ -53,6 +68,7 @@ class TextTower(nn.Module):
         if not -len(blocks) <= layer <= -1:
             raise ValueError(f"text: layer {layer} must lie in -{len(blocks)} ... -1, counted from the last")
         self.layer, self.pool, self.pad, self.untrained = layer, pool, pad, untrained
+        self.standardise: nn.Module = nn.Identity()  # of the mean over tokens
         self.register_load_state_dict_post_hook(_weights_are_loaded)
         if pool != "eos":  # a parameter that never gets a gradient stops distributed training
             blocks[len(blocks) + layer + 1:].requires_grad_(False)
@@ -86,7 +102,7 @@ class TextTower(nn.Module):
             return TextFeatures(hidden, out["text_features"])
         end = (tokens == self.tokenizer.eot_token_id).int().cumsum(1)
         own = ((end == 0) | (tokens == self.tokenizer.eot_token_id) & (end == 1)).to(hidden.dtype).unsqueeze(-1)
-        return TextFeatures(hidden, (hidden * own).sum(1) / own.sum(1))
+        return TextFeatures(hidden, self.standardise((hidden * own).sum(1) / own.sum(1)))
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Texts to features on the tower's own device."""
@@ -162,12 +178,29 @@ def _text_half(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def tiny(
     width: int = 128, layers: int = 2, heads: int = 4, context_length: int = 16, pool: str = "mean", seed: int = 0
 ) -> TextTower:
-    """A small OpenCLIP tower that needs no download; ``seed`` fixes its random weights, which may stay frozen."""
+    """A small OpenCLIP tower that needs no download; ``seed`` fixes its random weights, which may stay frozen.
+
+    Random weights are told apart from published ones by two things that let a network learn words sooner: token
+    embeddings of unit std, where the others start at 0.02, and a pooled mean that is standardised over random texts.
+    """
     from open_clip.transformer import TextTransformer
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        tower = TextTransformer(
+        transformer = TextTransformer(
             context_length=context_length, width=width, heads=heads, layers=layers, output_dim=width
         )
-    return TextTower(tower, -1, pool, "zero")
+        nn.init.normal_(transformer.token_embedding.weight)
+        tower = TextTower(transformer, -1, pool, "zero")
+        if pool == "mean":
+            tower.standardise = Standardise(tower(_random_texts(tower)).pooled)
+    return tower
+
+
+def _random_texts(tower: TextTower) -> Tensor:
+    """512 texts of 1 to 8 random tokens between start and end, (512, T)."""
+    start, end = tower.tokenizer.sot_token_id, tower.tokenizer.eot_token_id
+    place, length = torch.arange(tower.context_length), torch.randint(1, min(8, tower.context_length - 2) + 1, (512, 1))
+    tokens = torch.randint(1, start, (512, tower.context_length))
+    tokens = tokens.masked_fill(place == 0, start).masked_fill(place == length + 1, end)
+    return tokens.masked_fill(place > length + 1, 0)

@@ -78,7 +78,9 @@ class UNet(nn.Module):
     widths: channels per resolution. attention: which resolutions attend to the text. heads: one number, or one per
     resolution. mask_head: k output channels for the object's mask, 0 for none. pooled_width: width of a pooled text
     vector that enters beside the level, 0 for none. level_rows: S + 1, 0 for a network without the level.
-    zero_init starts every residual branch and the output at zero (for training from scratch).
+    scale_shift: time, level and pooled text scale and shift features (diffusers' ``resnet_time_scale_shift``) where
+    Stable Diffusion's add to them. zero_init starts every residual branch and the output at zero (for training from
+    scratch).
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class UNet(nn.Module):
         groups: int = 32,
         linear_projection: bool = False,
         pooled_width: int = 0,
+        scale_shift: bool = False,
         zero_init: bool = True,
     ):
         super().__init__()
@@ -112,7 +115,7 @@ class UNet(nn.Module):
         time_width = widths[0] * 4
 
         def resnet(inside: int, outside: int) -> ResnetBlock:
-            return ResnetBlock(inside, outside, time_width, groups, 1e-5, zero_init)
+            return ResnetBlock(inside, outside, time_width, groups, 1e-5, zero_init, scale_shift)
 
         def attend(stage: int) -> SpatialTransformer:
             return SpatialTransformer(

@@ -38,7 +38,19 @@ def test_mean_pooling_ignores_the_padding():
     tokens = tower.tokenize(["red star"])
     features = tower(tokens)
     length = int((tokens != 0).sum())
-    assert torch.allclose(features.pooled[0], features.tokens[0, :length].mean(0), atol=1e-6)
+    mean = features.tokens[0, :length].mean(0)
+    assert torch.allclose(features.pooled[0], tower.standardise(mean), atol=1e-6)
+
+
+def test_pooled_features_of_the_tiny_tower_tell_texts_apart():
+    tower = tiny(width=64, heads=2, context_length=16)
+    words = "anchor bridge candle dragon engine forest garden hammer island jacket kettle ladder mirror".split()
+    pooled = tower.encode([f"{one} {other}" for one in words for other in words if one != other]).pooled
+    shared, own = pooled.mean(0), pooled - pooled.mean(0)
+    assert float(pooled.std(0).mean()) == pytest.approx(1, abs=0.2) and shared.norm() < 0.6 * own.norm(dim=1).mean()
+    again = tiny(width=64, heads=2, context_length=16, seed=1)
+    again.load_state_dict(tower.state_dict())  # a saved tower keeps what its features were standardised by
+    assert torch.equal(again.encode(["red star"]).pooled, tower.encode(["red star"]).pooled)
 
 
 def test_a_long_text_keeps_its_end_token():

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from sb.models.layers import ResnetBlock
 from sb.models.unet import UNet
 from sb.types import Condition
 
@@ -45,6 +47,18 @@ def test_shapes_and_the_head():
 def test_zero_init_starts_at_zero():
     prediction, logits = small(zero_init=True)(torch.randn(1, 5, 8, 8), torch.tensor([3]), condition(1))
     assert not prediction.any() and not logits.any()
+
+
+def test_time_adds_to_features_or_scales_and_shifts_them():
+    x, time = torch.randn(2, 16, 4, 4), torch.randn(2, 12)
+    for scale_shift in (False, True):
+        block = ResnetBlock(16, 16, 12, groups=8, scale_shift=scale_shift)
+        torch.nn.init.zeros_(block.time_emb_proj.weight)
+        one, three = torch.zeros(16), torch.full((16,), 3.0)
+        block.time_emb_proj.bias.data = torch.cat([one + 1, three]) if scale_shift else three
+        first = block.conv1(F.silu(block.norm1(x)))
+        told = 2 * block.norm2(first) + 3 if scale_shift else block.norm2(first + 3)  # scale 1, shift 3
+        assert torch.allclose(block(x, time), x + block.conv2(F.silu(told)), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooled", [0, 7])
