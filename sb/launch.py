@@ -44,7 +44,8 @@ class EndOfImages(L.Callback):
 class Placement:
     """The ``trainer:`` section: how many images a run sees, on what hardware, every interval in images over all ranks.
 
-    images is rounded up so that the last step ends on a validation. channels_last: the memory layout of
+    val_every_images is rounded so that validations are evenly spaced and the last step ends on one, images up by less
+    than a step for each of them. channels_last: the memory layout of
     convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision the device
     cannot train in.
     """
@@ -74,7 +75,8 @@ class Placement:
             devices = torch.cuda.device_count() if on_gpu else 1
         self.images_per_step = self.batch_size * int(devices) * self.num_nodes * self.accumulate
         steps = math.ceil(self.images / self.images_per_step)
-        self.steps_per_val = min(max(1, self.val_every_images // self.images_per_step), steps)
+        validations = max(1, round(steps * self.images_per_step / self.val_every_images))
+        self.steps_per_val = math.ceil(steps / validations)
         self.steps = math.ceil(steps / self.steps_per_val) * self.steps_per_val
 
     @property

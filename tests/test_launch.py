@@ -8,14 +8,18 @@ from sb.launch import EndOfImages, Placement
 
 
 @pytest.mark.parametrize("images, val_every, devices, accumulate", [
-    (64000, 16000, 1, 1), (1000, 300, 1, 1), (1000, 300, 2, 3), (10, 100000, 4, 2),
+    (64000, 16000, 1, 1), (60000, 15000, 2, 1), (1000, 300, 1, 1), (1000, 300, 2, 3), (10, 100000, 4, 2), (100, 1, 1, 1),
 ])
 def test_a_run_ends_on_a_validation_and_sees_what_was_asked(images, val_every, devices, accumulate):
     placed = Placement(8, images, val_every, accelerator="cpu", devices=devices, accumulate=accumulate)
     assert placed.images_per_step == 8 * devices * accumulate
     assert placed.steps % placed.steps_per_val == 0
     assert placed.total_images >= images
-    assert placed.total_images - images < placed.steps_per_val * placed.images_per_step
+    validations = placed.steps // placed.steps_per_val
+    assert placed.total_images - images < max(validations, 1) * placed.images_per_step
+    if placed.images_per_step <= val_every <= images:
+        between = placed.steps_per_val * placed.images_per_step
+        assert 0.66 * val_every < between < 1.5 * val_every + placed.images_per_step
 
 
 def test_fp16_on_a_cpu_is_refused():
