@@ -108,6 +108,8 @@ def check(cfg: Mapping[str, Any]) -> None:
     for key in needed:
         if cfg.get(key) is None:
             raise ValueError(f"the run file has no '{key}:' section")
+    if "denoiser" in cfg and set(cfg["sampler"]) != {"name"}:
+        raise ValueError(f"sampler: needs a name and nothing else, not {cfg['sampler']}; inpaint: says how many steps")
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
@@ -165,7 +167,7 @@ def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
     unet = "unet.raw.safetensors" if Path(path).name == "unet.raw.safetensors" else "unet.safetensors"
     for module, name in ((vae, "vae.safetensors"), (text, "text.safetensors"), (denoiser, unet)):
         load_state(module, read_state(folder / name), str(folder / name))
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = _device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in (vae, text, denoiser):
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
@@ -286,6 +288,13 @@ def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, 
         run_files.write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
 
     return export
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device
+        raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

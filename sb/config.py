@@ -155,10 +155,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     holder[at] = _merge_section(node, value)
 
 
+def key_values(options: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` options as a dictionary, the values read as YAML; ValueError for one that is not of this form."""
+    found = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not key or not equals:
+            raise ValueError(f"option '{option}' must read key=value")
+        found[key] = _parsed(option, text)
+    return found
+
+
 def _parsed(override: str, text: str) -> Any:
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"override '{override}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"'{override}' is not valid YAML: {' '.join(str(error).split())}") from None
     assert isinstance(value, dict)
     return value["value"]

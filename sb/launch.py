@@ -40,14 +40,17 @@ class EndOfImages(L.Callback):
             trainer.should_stop = True
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
 @dataclass
 class Placement:
     """The ``trainer:`` section: how many images a run sees, on what hardware, every interval in images over all ranks.
 
     val_every_images is rounded so that validations are evenly spaced and the last step ends on one, images up by less
     than a step for each of them. channels_last: the memory layout of
-    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision the device
-    cannot train in.
+    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision that is none of ``PRECISIONS``
+    (noise and losses are fp32) or that the device cannot train in.
     """
 
     batch_size: int
@@ -67,6 +70,8 @@ class Placement:
     def __post_init__(self) -> None:
         if min(self.images, self.val_every_images, self.accumulate, self.log_every_images) < 1:
             raise ValueError("trainer: images, val_every_images, log_every_images and accumulate must be at least 1")
+        if str(self.precision) not in PRECISIONS:
+            raise ValueError(f"trainer: precision {self.precision} is none of {', '.join(PRECISIONS)}")
         on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         if str(self.precision).startswith("16") and not on_gpu:
             raise ValueError(f"trainer: precision {self.precision} is unusably slow without a GPU; use bf16-mixed")

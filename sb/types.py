@@ -112,6 +112,8 @@ class Request:
             raise ValueError(f"a mask holds 0 (keep) and 1 (generate), this one holds {int(self.mask.max())}")
         if not bool(self.mask.any()):
             raise ValueError("the mask is empty: mark at least one pixel to paint")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} is outside 0 ... 2^63 - 1")
         if not 0 <= self.level <= num_levels:
             raise ValueError(f"level {self.level} is outside 0 (outline) to {num_levels} (box)")
         return self

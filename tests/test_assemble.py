@@ -115,6 +115,13 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_tensors(trained):
     ("+denoser={name: unet}", "no key 'denoser'; did you mean 'denoiser'"),
     ("data.train=[{shards: []}]", "the list of shards is empty"),
     ("trainer.precision=16-mixed", "unusably slow without a GPU"),
+    ("trainer.precision=bf16-true", "precision bf16-true is none of 32-true, bf16-mixed, 16-mixed"),
+    ("sampler={name: ddim, steps: 9}", "sampler: needs a name and nothing else"),
+    ("data.tasks=[object]", "data.tasks: every entry needs 'name:', this one is 'object'"),
+    ("data.tasks=[{name: object, weight: 0.0}]", "data.tasks: all weights are 0"),
+    ("data.train=[{weight: 1.0}]", "data.train: every entry needs 'shards:'"),
+    ("text.heads=3", "text 'tiny': needs context_length >= 3 and a width that heads divide"),
+    ("callbacks.sample_log.every_images=0", "sample_log: every_images must be at least 1, not 0"),
     ("schedule.prediction=eps", "eps says nothing of x0 at zero terminal SNR"),
     ("resume=always", "resume must be 'never' or 'auto'"),
     ("optimizer.lr=fast", "lr must be float, not 'fast'"),
@@ -208,6 +215,19 @@ def test_a_complete_run_is_left_as_it_is(trained):
     assert {path: path.stat().st_mtime_ns for path in files} == before
     for (name, a), b in zip(run.system.state_dict().items(), again.system.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_resuming_with_another_frozen_part_is_refused(trained):
+    run, overrides = trained
+    with pytest.raises(ValueError, match=r"last.ckpt was trained with another text: resume with the one of then"):
+        resumed(overrides, "text.seed=1", "trainer.images=16")
+
+
+def test_a_device_that_is_not_there_is_one_line(trained):
+    run, _ = trained
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"^device '{name}' cannot be used here: .+$"):
+            load_inpainter(run.run_dir, name)
 
 
 def test_resuming_with_other_widths_or_half_a_checkpoint_is_one_line(trained):

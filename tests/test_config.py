@@ -105,7 +105,7 @@ def test_one_plugin_may_be_written_without_a_list(write, tmp_path, monkeypatch):
         ("data.train.3.weight=1", "data.train has no '3'"),
         ("image_size.x=1", "image_size has no 'x'; there are: none"),
         ("image_size", "must read key=value"),
-        ("denoiser.widths=[8,", "override 'denoiser.widths=[8,' is not valid YAML"),
+        ("denoiser.widths=[8,", "'denoiser.widths=[8,' is not valid YAML"),
         ("image_size={a: b: c}", "is not valid YAML"),
         ("image_size=${nowhere", "is not valid YAML"),
         ("+image_size.x=1", "image_size has no 'x'"),

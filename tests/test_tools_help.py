@@ -1,5 +1,6 @@
 """Every tool answers --help at once: with a worked example, and without importing torch to do it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ def test_help_is_light_and_shows_an_example(tool):
     )
     assert done.returncode == 0, done.stderr
     assert "example" in done.stdout.lower() and f"tools/{tool.name}" in done.stdout
+    named = re.findall(r"configs/\w+\.yaml", done.stdout)
+    assert all((ROOT / name).is_file() for name in named), named
 
 
 def test_there_are_tools():

@@ -30,7 +30,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_train_on_a_stream_broken_in_five_ways(tiny_overrides, broken_set, tmp_path):
-    """1 % of each: both ranks finish one pass over the 400 samples, delivered and counted make the manifest."""
+    """1 % of each: both ranks finish, and one pass over the 400 samples counts each of the 20 broken ones once."""
     done = train(
         *tiny_overrides, f"data.train=[{{shards: {broken_set}}}]", "data.tasks=[{name: object, weight: 1.0}]",
         "data.crop={min_context: 1.2, max_context: 2.0, min_side_px: null, max_zoom: 1.3}", "data.workers=1",

@@ -64,6 +64,7 @@ def test_a_good_request_passes(level):
         ({"mask": torch.full((1, 8, 6), 255, dtype=torch.uint8)}, "holds 255"),
         ({"level": 5.5}, r"level 5.5 is outside 0 \(outline\) to 5 \(box\)"),
         ({"level": -1.0}, "outside 0"),
+        ({"seed": 2**64}, r"seed 18446744073709551616 is outside 0 \.\.\. 2\^63 - 1"),
     ],
 )
 def test_a_wrong_request_says_what_to_do(change, says):

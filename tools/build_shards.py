@@ -39,21 +39,14 @@ def main() -> int:
 
     import logging
 
-    from omegaconf import OmegaConf
-
-    from sb.config import import_plugins
+    from sb.config import import_plugins, key_values
     from sb.data.write import build_shards
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        wrong = next((option for option in args.options if "=" not in option), None)
-        if wrong is not None:
-            raise ValueError(f"option '{wrong}' must read key=value")
         import_plugins(name for name in args.plugins.split(",") if name)
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(args.options))
-        assert isinstance(options, dict)
         build_shards(
-            {"name": args.source, **{str(key): value for key, value in options.items()}}, args.out,
+            {"name": args.source, **key_values(args.options)}, args.out,
             images_per_shard=args.images_per_shard, workers=args.num_workers, captions=args.captions,
             licences=[name.strip() for name in args.licences.split(",") if name.strip()],
             exclude=args.exclude, overwrite=args.overwrite,

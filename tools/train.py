@@ -4,7 +4,7 @@ import argparse
 import sys
 
 EXAMPLE = """example:
-  python tools/train.py configs/shapes_vae.yaml
+  python tools/train.py configs/quickstart_vae.yaml
   python tools/train.py configs/shapes.yaml trainer.images=500000 run_dir=runs/shapes_long
   python tools/train.py configs/shapes.yaml resume=auto        continue runs/shapes, or start it
 everything lands in run_dir: config.yaml, versions.json, tensorboard/, checkpoints/, model/"""

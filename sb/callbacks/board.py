@@ -21,7 +21,8 @@ def writer(trainer: L.Trainer) -> Any:
 
 
 class AtValidations(Callback):
-    """Base of what is shown at a validation, at most once in ``every_images``, on rank zero, by the validated weights.
+    """Base of what is shown at validations, on rank zero, by the validated weights: the first one, and each by which
+    another ``every_images`` are complete.
 
     Subclasses say what in ``show``; no random state is disturbed, no gradient kept. ``name`` is the checkpoint's key.
     """
@@ -29,6 +30,8 @@ class AtValidations(Callback):
     name: str
 
     def __init__(self, every_images: int):
+        if every_images < 1:
+            raise ValueError(f"{self.name}: every_images must be at least 1, not {every_images}")
         self.every_images = every_images
         self._last: int | None = None
 
@@ -44,7 +47,8 @@ class AtValidations(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         images = int(pl_module.images_seen)  # type: ignore[arg-type]
-        if trainer.sanity_checking or (self._last is not None and images - self._last < self.every_images):
+        shown = self._last is not None and images // self.every_images == self._last // self.every_images
+        if trainer.sanity_checking or shown:
             return
         self._last = images
         board = writer(trainer)

@@ -90,6 +90,11 @@ def caption_shards(
     again. ``margin`` widens the crop by a share of the box's sides; objects under ``min_area`` (share of the image)
     and crowds are left out. Raises ValueError where the captioner gives another number of texts than crops.
     """
+    if margin < 0 or batch_size < 1 or not 0 <= min_area <= 1:
+        raise ValueError(
+            f"captions: needs margin >= 0, a batch of at least 1 and min_area in [0, 1], not {margin}, {batch_size} and "
+            f"{min_area}"
+        )
     out = Path(out)
     done = _finished(out)
     written = 0

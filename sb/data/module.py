@@ -69,7 +69,13 @@ class ShardData(pl.LightningDataModule):
             raise ValueError("data: 'train' needs at least one source and 'tasks' at least one task")
         for where, entries in (("train", train), ("val", val)):
             for entry in entries:
+                _check_entry(f"data.{where}", entry, "shards")
                 check_keys(f"data.{where}", entry, ("shards", "weight"))
+        for entry in tasks:
+            _check_entry("data.tasks", entry, "name")
+        for where, entries in (("train", train), ("tasks", tasks)):
+            if not sum(float(entry.get("weight", 1.0)) for entry in entries) > 0:
+                raise ValueError(f"data.{where}: all weights are 0")
         check_keys("data.crop", crop or {}, [f.name for f in fields(Crop)])
         self.train_spec, self.val_spec, self.task_specs = list(train), list(val), list(tasks)
         self.batch_size, self.workers, self.prefetch = batch_size, workers, prefetch
@@ -202,3 +208,11 @@ class ShardData(pl.LightningDataModule):
         counts = [store.counts for store in samples.stores]
         facts = [self.seed, self.shuffle_shards, samples.mixture.slots.tolist(), counts, shards]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _check_entry(where: str, entry: Any, key: str) -> None:
+    if not isinstance(entry, Mapping) or key not in entry:
+        raise ValueError(f"{where}: every entry needs '{key}:', this one is {entry!r}")
+    weight = entry.get("weight", 1.0)
+    if not isinstance(weight, (int, float)) or weight < 0:
+        raise ValueError(f"{where}: weight must be a number from 0 on, not {weight!r}")

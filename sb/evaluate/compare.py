@@ -34,6 +34,8 @@ def compare(a_dir: str | Path, b_dir: str | Path) -> list[Difference]:
                 f"{a_dir} and {b_dir} were not asked for the same ({key} differ, {len(first['seeds'])} and "
                 f"{len(second['seeds'])} requests): evaluate both with the same --requests, --seed and --size"
             )
+    if first["oracle"] != second["oracle"]:
+        raise ValueError(f"{a_dir} and {b_dir} were read by two oracles: evaluate both with the same --oracle FILE")
     rows = []
     for metric, values in first["metrics"].items():
         if metric in second["metrics"]:
@@ -60,6 +62,6 @@ def _read(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no {PER_REQUEST}: it is no folder of tools/evaluate.py")
     try:
         found = json.loads(path.read_text())
-        return {key: found[key] for key in ("size_px", "seeds", "texts", "metrics")}
+        return {key: found[key] for key in ("size_px", "oracle", "seeds", "texts", "metrics")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not readable: {error!r}") from None

@@ -165,11 +165,13 @@ def train_oracle(
 
 
 def vae_round_trip(vae: nn.Module, batch: int = 64) -> Reconstruct:
-    """Images (B, 3, H, W) uint8 encoded and decoded by a VAE, in uint8 again."""
+    """Images (B, 3, H, W) uint8 encoded and decoded by a VAE, in uint8 again; ValueError for a size it cannot take."""
     device = next(vae.parameters()).device
 
     @torch.no_grad()
     def reconstruct(images: Tensor) -> Tensor:
+        if images.shape[-1] % int(vae.factor):  # type: ignore[arg-type]
+            raise ValueError(f"scenes of {images.shape[-1]} px do not fit this VAE: use a multiple of {vae.factor}")
         back = []
         for some in images.split(batch):
             picture = vae.picture(vae.latents(some.to(device).float() / 127.5 - 1))  # type: ignore[operator]

@@ -22,6 +22,8 @@ PAPER, INK, FAINT = (250, 250, 250), (25, 25, 25), (110, 110, 110)
 # metric -> its name, its ideal, what it means
 MEANINGS: dict[str, tuple[str, str, str]] = {
     "text_outline": ("right shape and colour, outline mask", "1", "share of results read as asked"),
+    "shape_outline": ("right shape, outline mask", "1", "that word alone; chance is 1/8"),
+    "colour_outline": ("right colour, outline mask", "1", "that word alone; chance is 1/8"),
     "iou_outline": (
         "shape IoU, outline mask", "1", "generated object (pixels of saturated colour that differ by more than 20 of "
         "255 from the true background) against the outline",
@@ -36,8 +38,11 @@ MEANINGS: dict[str, tuple[str, str, str]] = {
     "no_object_box": ("no object, box mask", "0", "as above"),
     "background_db_box": ("background, box mask", "60 dB", "inside the box and off the object, against the true scene"),
     "background_db_box_without": ("background without the predicted mask", "-", "same seeds, predicted mask off"),
+    "text_box_without": ("right shape and colour without the predicted mask", "-", "box masks, same seeds"),
     "occupancy_box": ("occupancy, box mask", "0.62", "object over box area; real objects fill 0.62 of their boxes"),
+    "occupancy_box_without": ("occupancy without the predicted mask", "-", "box masks, same seeds"),
     "mask_iou": ("predicted mask", "1", "IoU of the mask head's answer with the generated object, box mask"),
+    "local_fd_outline": ("local Frechet distance, outline mask", "0", "oracle features of painted and real objects"),
     "local_fd": ("local Frechet distance, box mask", "0", "oracle features of painted against real objects"),
     "outside_equal": ("pixels outside the mask bit-equal", "all", "requests where no pixel outside any mask changed"),
     "oracle_accuracy": ("oracle on real unseen objects", "1", "shape and colour both right; below 0.98 it is refused"),

@@ -22,6 +22,7 @@ from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_
 from sb.evaluate.shapes_metrics import Painted, Scores, object_of, score
 from sb.inpaint import Inpainter
 from sb.masks import Ladder
+from sb.models.weights import digest
 from sb.pictures import save_png
 from sb.types import Result
 
@@ -92,7 +93,8 @@ def evaluate_shapes(
         clock.lap("sheet")
         metrics["seconds"] = clock.seconds
         _write(Path(out_dir), metrics, sheet, {
-            "size_px": size_px, "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
+            "size_px": size_px, "oracle": digest(oracle),
+            "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
             "metrics": {name: [round(v, 6) for v in values.tolist()] for name, values in each.items()},
         })
     metrics["seconds"] = clock.seconds

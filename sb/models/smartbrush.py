@@ -5,6 +5,7 @@ Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixel
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from sb.conditioning import SmartBrushConditioning
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
 from sb.models.clock import ImagesClock
+from sb.models.weights import digest
 from sb.registry import register
 from sb.schedule import Schedule
 from sb.types import Batch, Condition
@@ -75,6 +77,25 @@ class SmartBrush(ImagesClock):
     def text(self) -> Any:
         """The text tower, on this module's device."""
         return self._outside["text"].to(self.device) if "text" in self._outside else self.text_tower
+
+    @cached_property
+    def _frozen(self) -> dict[str, int]:
+        return {name: digest(module) for name, module in self._outside.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the clock, and by what frozen parts the network was trained."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frozen"] = self._frozen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the clock; ValueError where the frozen parts are not those that the network was trained by."""
+        super().on_load_checkpoint(checkpoint)
+        others = [name for name, found in checkpoint.get("frozen", {}).items() if self._frozen.get(name) != found]
+        if others:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} was trained with another {' and '.join(others)}: resume with the one of then, "
+                "or start from its weights (denoiser.weights) in another run_dir"
+            )
 
     def draw(self, images: Tensor, generator: torch.Generator, text_dropout: float) -> Draws:
         """The draws for images (B, 3, H, W) from one generator, on its device."""

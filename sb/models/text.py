@@ -185,6 +185,10 @@ def tiny(
     """
     from open_clip.transformer import TextTransformer
 
+    if context_length < 3 or heads < 1 or width % heads:
+        raise ValueError(
+            f"text 'tiny': needs context_length >= 3 and a width that heads divide, not {context_length}, {width}, {heads}"
+        )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         transformer = TextTransformer(

@@ -1,6 +1,7 @@
 """Weights in and out: safetensors, or PyTorch files read with ``weights_only``; by name, with nothing skipped."""
 
 import pickle
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
     """Load by name; ValueError as ``check_state`` has it."""
     check_state(module, state, where)
     module.load_state_dict(state)
+
+
+def digest(module: nn.Module) -> int:
+    """A checksum of a module's weights, the same on any device and in any memory layout."""
+    found = 0
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found = zlib.crc32(plain.numpy(), zlib.crc32(name.encode(), found))
+    return found
 
 
 def write_state(state: Mapping[str, Tensor], path: str | Path) -> None:

@@ -75,12 +75,12 @@ def test_samples_are_painted_with_the_average_and_disturb_nothing(tmp_path, tiny
 
     without = draws(tmp_path / "a", [], tiny.System())
     assert draws(tmp_path / "b", [log], system) == without and len(without) == 12
-    # validations at 12, 24, 36, 48 images, a sheet when 20 have passed: one paint per task
-    assert painted == [(12, True), (12, True), (36, True), (36, True)]
+    # validations at 12, 24, 36, 48 images, a sheet at the first and where another 20 are complete: one paint per task
+    assert painted == [(12, True), (12, True), (24, True), (24, True), (48, True), (48, True)]
     board = tiny.opened(tmp_path / "b")
     sheet = board.Images("samples/object")
-    assert [(e.step, e.width, e.height) for e in sheet] == [(12, 4 * 10, 2 * 10), (36, 40, 20)]
-    assert [e.height for e in board.Images("samples/scene")] == [10, 10]
+    assert [(e.step, e.width, e.height) for e in sheet] == [(12, 4 * 10, 2 * 10), (24, 40, 20), (48, 40, 20)]
+    assert [e.height for e in board.Images("samples/scene")] == [10, 10, 10]
     text = board.Tensors("samples/object/text/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| 2 | a red disc | 1.5 | 1 |" in text
     assert log.state_dict() == {"last": 36}

@@ -93,6 +93,12 @@ def test_a_broken_sample_is_left_out_with_a_warning(tiny, tmp_path, caplog):
     assert [record.message.split()[0] for record in caplog.records] == ["tiny-000001", "tiny-000002"]
 
 
+@pytest.mark.parametrize("wrong", [{"margin": -0.6}, {"batch_size": 0}, {"min_area": 2.0}])
+def test_wrong_settings_are_not_taken_for_broken_shards(shards, tmp_path, wrong):
+    with pytest.raises(ValueError, match="captions: needs margin >= 0"):
+        caption_shards(shards, sizes, tmp_path / "c.jsonl", **wrong)
+
+
 def test_a_stopped_run_goes_on_with_whole_lines(shards, tmp_path):
     calls = []
 

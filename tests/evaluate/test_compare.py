@@ -25,9 +25,9 @@ def tool(name: str) -> ModuleType:
 
 def folder(path: Path, metrics: dict[str, list[float]], **other: Any) -> Path:
     count = len(next(iter(metrics.values())))
-    found = {"size_px": 64, "seeds": list(range(count)), "texts": ["red disc"] * count, "metrics": metrics, **other}
+    found = {"size_px": 64, "oracle": 7, "seeds": list(range(count)), "texts": ["red disc"] * count, "metrics": metrics}
     path.mkdir()
-    (path / PER_REQUEST).write_text(json.dumps(found))
+    (path / PER_REQUEST).write_text(json.dumps({**found, **other}))
     return path
 
 
@@ -60,6 +60,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     a = folder(tmp_path / "a", {"iou": [0.1, 0.5]})
     more = folder(tmp_path / "more", {"iou": [0.1, 0.5, 0.2]})
+    read = folder(tmp_path / "read", {"iou": [0.1, 0.5]}, oracle=8)
     large = folder(tmp_path / "large", {"iou": [0.1, 0.5]}, size_px=128)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / PER_REQUEST).write_text("{")
@@ -71,8 +72,8 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
         return code, printed.out + printed.err
 
     assert run(a)[0] == 0
-    for other, says in ((more, "2 and 3 requests"), (large, "size_px differ"), (tmp_path, "holds no per_request"),
-                        (tmp_path / "bad", "is not readable")):
+    for other, says in ((more, "2 and 3 requests"), (large, "size_px differ"), (read, "two oracles"),
+                        (tmp_path, "holds no per_request"), (tmp_path / "bad", "is not readable")):
         code, printed = run(other)
         assert code == 2 and says in printed and printed.count("\n") == 1
 
