@@ -49,8 +49,8 @@ class Placement:
 
     val_every_images is rounded so that validations are evenly spaced and the last step ends on one, images up by less
     than a step for each of them. channels_last: the memory layout of
-    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision that is none of ``PRECISIONS``
-    (noise and losses are fp32) or that the device cannot train in.
+    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision that is none of
+    ``PRECISIONS`` (noise and losses are fp32) or that the device cannot train in.
     """
 
     batch_size: int

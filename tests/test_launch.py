@@ -8,7 +8,8 @@ from sb.launch import EndOfImages, Placement
 
 
 @pytest.mark.parametrize("images, val_every, devices, accumulate", [
-    (64000, 16000, 1, 1), (60000, 15000, 2, 1), (1000, 300, 1, 1), (1000, 300, 2, 3), (10, 100000, 4, 2), (100, 1, 1, 1),
+    (64000, 16000, 1, 1), (60000, 15000, 2, 1), (1000, 300, 1, 1), (1000, 300, 2, 3), (10, 100000, 4, 2),
+    (100, 1, 1, 1),
 ])
 def test_a_run_ends_on_a_validation_and_sees_what_was_asked(images, val_every, devices, accumulate):
     placed = Placement(8, images, val_every, accelerator="cpu", devices=devices, accumulate=accumulate)

@@ -92,8 +92,8 @@ def caption_shards(
     """
     if margin < 0 or batch_size < 1 or not 0 <= min_area <= 1:
         raise ValueError(
-            f"captions: needs margin >= 0, a batch of at least 1 and min_area in [0, 1], not {margin}, {batch_size} and "
-            f"{min_area}"
+            "captions: needs margin >= 0, batches of at least 1 and min_area in [0, 1], not "
+            f"{margin}, {batch_size} and {min_area}"
         )
     out = Path(out)
     done = _finished(out)

@@ -69,8 +69,7 @@ class ShardData(pl.LightningDataModule):
             raise ValueError("data: 'train' needs at least one source and 'tasks' at least one task")
         for where, entries in (("train", train), ("val", val)):
             for entry in entries:
-                _check_entry(f"data.{where}", entry, "shards")
-                check_keys(f"data.{where}", entry, ("shards", "weight"))
+                _check_entry(f"data.{where}", entry, "shards", ("shards", "weight"))
         for entry in tasks:
             _check_entry("data.tasks", entry, "name")
         for where, entries in (("train", train), ("tasks", tasks)):
@@ -210,7 +209,9 @@ class ShardData(pl.LightningDataModule):
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _check_entry(where: str, entry: Any, key: str) -> None:
+def _check_entry(where: str, entry: Any, key: str, known: Sequence[str] = ()) -> None:
+    if isinstance(entry, Mapping) and known:
+        check_keys(where, entry, known)
     if not isinstance(entry, Mapping) or key not in entry:
         raise ValueError(f"{where}: every entry needs '{key}:', this one is {entry!r}")
     weight = entry.get("weight", 1.0)

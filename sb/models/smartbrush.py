@@ -93,8 +93,8 @@ class SmartBrush(ImagesClock):
         others = [name for name, found in checkpoint.get("frozen", {}).items() if self._frozen.get(name) != found]
         if others:
             raise ValueError(
-                f"{self.trainer.ckpt_path} was trained with another {' and '.join(others)}: resume with the one of then, "
-                "or start from its weights (denoiser.weights) in another run_dir"
+                f"{self.trainer.ckpt_path} was trained with another {' and '.join(others)}: resume with the one of "
+                "then, or start from its weights (denoiser.weights) in another run_dir"
             )
 
     def draw(self, images: Tensor, generator: torch.Generator, text_dropout: float) -> Draws:

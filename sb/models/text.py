@@ -187,7 +187,8 @@ def tiny(
 
     if context_length < 3 or heads < 1 or width % heads:
         raise ValueError(
-            f"text 'tiny': needs context_length >= 3 and a width that heads divide, not {context_length}, {width}, {heads}"
+            "text 'tiny': needs context_length >= 3 and a width that heads divide, not "
+            f"{context_length}, {width} and {heads}"
         )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

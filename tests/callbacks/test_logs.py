@@ -83,7 +83,7 @@ def test_samples_are_painted_with_the_average_and_disturb_nothing(tmp_path, tiny
     assert [e.height for e in board.Images("samples/scene")] == [10, 10, 10]
     text = board.Tensors("samples/object/text/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| 2 | a red disc | 1.5 | 1 |" in text
-    assert log.state_dict() == {"last": 36}
+    assert log.state_dict() == {"last": 48}
 
 
 def test_grid_and_tint():
