@@ -112,7 +112,7 @@ def test_bad_sections_are_one_clear_line(tiny, tmp_path):
         ({"seed": -1}, "seed must be between 0 and"),
         ({"tasks": [{"name": "objct"}]}, "no task named 'objct'; did you mean 'object'"),
         ({"train": [{"shards": []}]}, "list of shards is empty"),
-        ({"tasks": [{"name": "object", "weight": 0.0}]}, "tasks need weights"),
+        ({"tasks": [{"name": "object", "weight": 0.0}]}, "data.tasks: all weights are 0"),
     ):
         with pytest.raises(ValueError, match=message):
             data_of(folder, **changes).setup("fit")
