@@ -19,7 +19,7 @@ CURVE_SEED = 1  # other scenes than an evaluation's default, so that watching th
 
 @register("callback", "shapes_score")
 class ShapesScore(AtValidations):
-    """Paints ``num_requests`` unseen scenes at a validation, at most every ``every_images``, with its weights.
+    """Paints ``num_requests`` unseen scenes, with the validated weights, every ``every_images``.
 
     Writes ``shapes/<outline|box>/<text|shape|colour|texture|iou|occupancy>`` on rank zero. The oracle that reads the
     pictures is trained once (about half a minute on two cores) and kept as ``run_dir/oracle.safetensors``.
