@@ -103,6 +103,7 @@ def test_bad_sections_are_one_clear_line(tiny, tmp_path):
         ({"train": [{"shard": [folder]}]}, "data.train has no key 'shard'; did you mean 'shards'"),
         ({"crop": {"min_contxt": 1.0}}, "data.crop has no key 'min_contxt'; did you mean 'min_context'"),
         ({"batch_size": 0}, "batch_size"), ({"flip": 2.0}, "flip"),
+        ({"tasks": [{"name": "object", "weight": -1}]}, "data.tasks: weight must be a number from 0 on, not -1"),
     ):
         with pytest.raises(ValueError, match=message):
             data_of(folder, **changes)

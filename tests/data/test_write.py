@@ -282,6 +282,9 @@ def test_the_tools(tmp_path, capsys, caplog):
     assert capsys.readouterr().err == "error: source 'shapes' has no key 'sede'; did you mean 'seed'?\n"
     assert tool("build_shards", "--source", "shapes", "--out", out, "num_images") == 2
     assert capsys.readouterr().err == "error: option 'num_images' must read key=value\n"
+    assert tool("build_shards", "--source", "folder", "--out", out, "root=[photos") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: 'root=[photos' is not valid YAML") and message.count("\n") == 1
     for source, option in (("shapes", "num_images=abc"), ("folder", "root=2017")):
         assert tool("build_shards", "--source", source, "--out", out, option) == 2
         message = capsys.readouterr().err

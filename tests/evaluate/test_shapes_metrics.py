@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sb.evaluate.compare import compare
-from sb.evaluate.oracle import CONTEXT, Oracle, boxes_of, crop, train_oracle
+from sb.evaluate.oracle import CONTEXT, Oracle, boxes_of, crop, train_oracle, vae_round_trip
 from sb.evaluate.requests import ShapesCase, make_cases, masks_at
 from sb.evaluate.shapes import evaluate_model, evaluate_shapes
 from sb.evaluate.shapes_metrics import decibel, frechet_distance, iou, object_of
 from sb.masks import Ladder
+from sb.models.tiny_vae import TinyVAE
 from sb.types import Request, Result
 
 LADDER = Ladder(
@@ -223,3 +224,9 @@ def test_results_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match="already holds"):
         evaluate_model("nowhere", tmp_path)
+
+
+def test_scenes_that_do_not_fit_the_vae_are_one_line():
+    vae = TinyVAE(stages=2, widths=8, blocks=1)
+    with pytest.raises(ValueError, match="scenes of 50 px do not fit this VAE: use a multiple of 4"):
+        vae_round_trip(vae)(torch.zeros(1, 3, 50, 50, dtype=torch.uint8))
