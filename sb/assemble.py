@@ -3,7 +3,6 @@
 ``assemble`` makes a training run, ``load_inpainter`` makes a painter of what a run left in ``run_dir/model``.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,13 @@ from sb import config as run_files
 from sb import launch, provenance
 from sb.data.module import ShardData
 from sb.data.pipeline import FixedStream, ShardLoader
+from sb.formats import describe
+from sb.formats.own import write_folder
+from sb.formats.part import widen
+from sb.formats.source import Source, open_source
 from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
-from sb.models.weights import load_state, read_state, write_state
+from sb.models.weights import load_state, no_init
 from sb.registry import build, build_fitted, call, lookup
 from sb.types import Request, Result
 
@@ -31,7 +34,6 @@ OTHER_KEYS = (
     "name", "seed", "run_dir", "resume", "plugins", "image_size", "licence", "ladder", "inpaint", "data", "callbacks",
     "trainer",
 )
-MODEL_SCHEMA_VERSION = 1
 
 
 @dataclass
@@ -113,30 +115,50 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
-    """The autoencoder of a run file, with the weights, scale and shift of ``vae.weights`` where it names a MODEL."""
+    """The autoencoder of a run file, with the weights, scale and shift of ``vae.weights`` where it names a checkpoint.
+
+    Raises ValueError where the checkpoint holds none, or another one than the run file describes.
+    """
     spec = dict(cfg["vae"])
     weights = spec.pop("weights", None)
     vae = build("vae", spec)
     if weights:
-        folder = model_folder(weights)
-        load_state(vae, read_state(folder / "vae.safetensors"), str(folder / "vae.safetensors"))
-        meta = read_meta(folder)
-        vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
+        source = open_source(weights)
+        _agree("vae", spec, source)
+        _load(vae, source, "vae")
+        found = source.config.get("vae", {})
+        vae.scale, vae.shift = float(found.get("scale", vae.scale)), float(found.get("shift", vae.shift))
     return vae
 
 
 def build_text(cfg: Mapping[str, Any]) -> Any:
-    """The text tower of a run file, with weights where it names a file."""
+    """The text tower of a run file, with the weights of ``text.weights`` where it names a checkpoint.
+
+    What the tower does not need (layers after the one it stops at, a projection) may be in the checkpoint or not.
+    """
     spec = dict(cfg["text"])
     weights = spec.pop("weights", None)
     text = build("text", spec)
     if weights:
-        load_state(text, read_state(weights), str(weights))
+        source = open_source(weights)
+        found = source.config.get("text", {})
+        if not {"clip"} == {found.get("name"), spec["name"]}:
+            _load(text, source, "text")
+            return text
+        _agree("text", describe.tower_seen(spec), source, describe.tower_seen(found))
+        with torch.device("meta"):
+            there = build("text", found)
+        state = source.part("text").state(there.state_dict())
+        load_state(text, {name: state[name] for name in text.state_dict() if name in state}, str(weights))
     return text
 
 
 def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int, text: Any) -> Any:
-    """The denoiser of a run file, fitted to its latents, text tower and ladder."""
+    """The denoiser of a run file, fitted to its latents, text tower and ladder.
+
+    ``denoiser.weights`` may name a checkpoint with fewer channels and no precision levels (Stable Diffusion), which
+    then start at zero. Raises ValueError where the two differ in anything else.
+    """
     spec = dict(cfg["denoiser"])
     weights = spec.pop("weights", None)
     conditioning = build("conditioning", cfg["conditioning"])
@@ -148,54 +170,58 @@ def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int,
     }
     denoiser = build_fitted("denoiser", spec, offered)
     if weights:
-        load_state(denoiser, read_state(weights), str(weights))
+        source = open_source(weights)
+        own = there = denoiser.state_dict()
+        if "denoiser" in source.config:
+            _agree("denoiser", spec, source)
+            sections = {name: source.config[name] for name in ("denoiser", "conditioning")}
+            with torch.device("meta"):
+                there = build_denoiser({**cfg, **sections}, ladder, latent_channels, text).state_dict()
+        load_state(denoiser, widen(source.part("unet").state(there), own), str(weights))
     return denoiser
 
 
 def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
-    """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it (which may be the raw weights)."""
-    folder = model_folder(path)
-    meta = read_meta(folder)
-    if meta.get("kind") != "smartbrush":
-        raise ValueError(f"{folder} holds a {meta.get('kind')} and cannot paint; train a smartbrush on it first")
-    cfg = run_files.plain(run_files.load(folder / "config.yaml"))
+    """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it (which may be the raw weights).
+
+    A published checkpoint paints as well: a nine-channel one as Stable Diffusion's inpainting does, a text-to-image one
+    with the background put back at every step.
+    """
+    source = open_source(path)
+    if not {"vae", "text", "unet"} <= source.parts.keys():
+        raise ValueError(f"{path} holds {' and '.join(source.parts)} and cannot paint; train a smartbrush on it first")
+    cfg = {**run_files.plain(run_files.load(run_files.CONFIGS / "model" / "published.yaml")), **source.config}
     ladder = call("ladder", Ladder, cfg["ladder"])
-    vae, text = build("vae", _without_weights(cfg["vae"])), build("text", _without_weights(cfg["text"]))
-    vae.scale, vae.shift = float(meta["latent_scale"]), float(meta["latent_shift"])
-    cfg["denoiser"] = _without_weights(cfg["denoiser"])
-    denoiser = build_denoiser(cfg, ladder, vae.latent_channels, text)
-    unet = "unet.raw.safetensors" if Path(path).name == "unet.raw.safetensors" else "unet.safetensors"
-    for module, name in ((vae, "vae.safetensors"), (text, "text.safetensors"), (denoiser, unet)):
-        load_state(module, read_state(folder / name), str(folder / name))
+    with no_init():
+        parts = build_parts(cfg, ladder)
+    for name, state in source.states({name: module.state_dict() for name, module in parts.items()}).items():
+        parts[name].load_state_dict(state)
     chosen = _device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
-    for module in (vae, text, denoiser):
+    for module in parts.values():
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
-    painter = _inpainter(denoiser, vae, text, cfg, ladder, meta)
+    painter = _inpainter(parts["unet"], parts["vae"], parts["text"], cfg, ladder, source.about)
     painter.device = chosen
     return painter
 
 
-def model_folder(path: str | Path) -> Path:
-    """The ``model`` folder that a MODEL argument stands for; ValueError where there is none."""
-    path = Path(path)
-    for folder in (path.parent,) if path.is_file() else (path / "model", path):
-        if (folder / "meta.json").is_file():
-            return folder
-    raise ValueError(f"{path} is no model: expected a run folder, its model/ folder or a .safetensors file in it")
+def build_parts(cfg: Mapping[str, Any], ladder: Ladder) -> dict[str, Any]:
+    """The networks that a model's sections describe, with the weights they are made with."""
+    vae, text = build("vae", cfg["vae"]), build("text", cfg["text"])
+    return {"vae": vae, "text": text, "unet": build_denoiser(cfg, ladder, vae.latent_channels, text)}
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """A model folder's ``meta.json``, refused where it was written by a later version."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder}/meta.json is not readable: {error}") from None
-    if meta.get("schema_version", 0) > MODEL_SCHEMA_VERSION:
-        raise ValueError(
-            f"{folder} has schema {meta['schema_version']}, this version reads up to {MODEL_SCHEMA_VERSION}"
-        )
-    return meta
+def _load(module: torch.nn.Module, source: Source, name: str) -> None:
+    module.load_state_dict(source.part(name).state(module.state_dict()))
+
+
+def _agree(
+    section: str, spec: Mapping[str, Any], source: Source, found: Mapping[str, Any] | None = None
+) -> None:
+    """Raise ValueError where a run file's section and a checkpoint differ in what tensor shapes do not show."""
+    faults = describe.differences(spec, source.config.get(section, {}) if found is None else found)
+    if faults:
+        raise ValueError(f"{section}: {source.path} is another network: {'; '.join(faults)}")
 
 
 def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L.LightningModule:
@@ -267,25 +293,24 @@ def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, 
     def export(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         raw = weights["raw"]
         averaged = weights.get("ema", raw)
-        meta = {
-            "schema_version": MODEL_SCHEMA_VERSION, "kind": "smartbrush" if "denoiser" in cfg else "vae",
-            "name": cfg["name"], "images_seen": system.images_seen, "image_size": cfg["image_size"],
-            "latent_scale": system.vae.scale, "latent_shift": system.vae.shift, "pixel_range": [-1, 1],
-            "licence": cfg.get("licence"), "training_data": cfg["data"]["train"], "versions": provenance.versions(),
+        spec = {**cfg["vae"], "scale": system.vae.scale, "shift": system.vae.shift}
+        about = {
+            "name": cfg["name"], "images_seen": system.images_seen, "licence": cfg.get("licence"),
+            "training_data": cfg["data"]["train"], "versions": provenance.versions(),
         }
         if "denoiser" not in cfg:
-            write_state(_part(averaged, "vae."), folder / "vae.safetensors")
+            states = {"vae": _part(averaged, "vae.")}
         else:
-            meta.update(ladder=cfg["ladder"], prediction=system.schedule.prediction, tasks=system.tasks)
-            write_state(_part(averaged, "denoiser."), folder / "unet.safetensors")
-            write_state(_part(raw, "denoiser."), folder / "unet.raw.safetensors")
+            about.update(ladder=cfg["ladder"], prediction=system.schedule.prediction, tasks=system.tasks)
             text = _part(averaged, "text_tower.")
-            for name, state in (("vae", system.vae.state_dict()), ("text", text or system.text.state_dict())):
-                if name not in written or state is text:
-                    write_state(state, folder / f"{name}.safetensors")
-                    written.add(name)
-        run_files.save(cfg, folder / "config.yaml")
-        run_files.write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
+            frozen = {"vae": system.vae.state_dict()} | ({} if text else {"text": system.text.state_dict()})
+            states = {
+                "unet": _part(averaged, "denoiser."), "unet.raw": _part(raw, "denoiser."),
+                **({"text": text} if text else {}),
+                **{name: state for name, state in frozen.items() if name not in written},
+            }
+            written.update(frozen)
+        write_folder(folder, states, {**cfg, "vae": spec}, about)
 
     return export
 
@@ -299,10 +324,6 @@ def _device(name: str) -> torch.device:
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _without_weights(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key not in ("weights", "pretrained")}
 
 
 def _checkpoint(run_dir: Path, resume: str) -> Path | None:

@@ -28,8 +28,54 @@ class Canvas(NamedTuple):
     extra: Tensor
 
 
+class Conditioning:
+    """What all kinds share; on its own, noise everywhere and nothing put back.
+
+    mask_channels: k of the mask head, and of a mask input at the hole's resolution (1) or at full resolution (f*f).
+    """
+
+    def __init__(self, mask_channels: int = 1):
+        self.mask_channels = mask_channels
+
+    def in_channels(self, latent_channels: int) -> int:
+        """Input channels of the denoiser."""
+        raise AssertionError("a conditioning defines in_channels")
+
+    def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """A VAE's ``latents``, images (B, 3, H, W) in [-1, 1] and masks (B, 1, H, W) -> Canvas, in float32."""
+        raise AssertionError("a conditioning defines canvas")
+
+    def head_target(self, outline: Tensor, factor: int) -> Tensor:
+        """What the mask head learns: the outline at the head's resolution (B, k, h, w)."""
+        return head_target(outline, factor, self.mask_channels)
+
+    def noised(self, canvas: Canvas, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        return schedule.mix(canvas.clean, eps, t)
+
+    def start(self, canvas: Canvas, eps: Tensor) -> Tensor:
+        """x_T: pure noise."""
+        return eps
+
+    def entering(self, x: Tensor, canvas: Canvas) -> Tensor:
+        """x_t as a sampler has it -> as the network should see it."""
+        return x
+
+    def put_back(self, x0: Tensor, canvas: Canvas, region: Tensor) -> Tensor:
+        """An x0 estimate outside ``region`` (B, 1, h, w) in [0, 1] replaced by what is known."""
+        return x0
+
+    def finished(self, x: Tensor, canvas: Canvas) -> Tensor:
+        """The latents to decode."""
+        return x
+
+    def network_input(self, x: Tensor, canvas: Canvas) -> Tensor:
+        """(B, C, h, w) and what is shown beside it."""
+        return torch.cat([x, canvas.extra.to(x.dtype)], dim=1)
+
+
 @register("conditioning", "smartbrush")
-class SmartBrushConditioning:
+class SmartBrushConditioning(Conditioning):
     """Noise in the hole only, the clean background around it, the mask as k extra channels (SmartBrush, eq. 3).
 
     mask_channels: 1 (the paper), or f*f to show and predict the mask at full resolution (for small images).
@@ -43,23 +89,20 @@ class SmartBrushConditioning:
     def __init__(self, mask_channels: int = 1, encode: str = "masked"):
         if encode not in ("masked", "full"):
             raise ValueError(f"conditioning: encode '{encode}' is neither 'masked' nor 'full'")
-        self.mask_channels, self.encode = mask_channels, encode
+        super().__init__(mask_channels)
+        self.encode = encode
 
     def in_channels(self, latent_channels: int) -> int:
-        """Input channels of the denoiser."""
+        """C + k."""
         return latent_channels + self.mask_channels
 
     def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
-        """A VAE's ``latents``, images (B, 3, H, W) in [-1, 1] and masks (B, 1, H, W) -> Canvas, in float32."""
+        """The mask itself is shown."""
         if self.encode == "full":
             clean = around = latents(image).float()
         else:
             clean, around = latents(torch.cat([image, image * (mask == 0)])).float().chunk(2)
         return Canvas(clean, around, hole_of(mask, factor), mask_channels(mask, factor, self.mask_channels))
-
-    def head_target(self, outline: Tensor, factor: int) -> Tensor:
-        """What the mask head learns: the outline at the head's resolution (B, k, h, w)."""
-        return head_target(outline, factor, self.mask_channels)
 
     def noised(self, canvas: Canvas, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """x_t = (alpha_t x_0 + sigma_t eps) in the hole, the clean background outside, bit for bit."""
@@ -67,18 +110,56 @@ class SmartBrushConditioning:
 
     def start(self, canvas: Canvas, eps: Tensor) -> Tensor:
         """x_T: pure noise in the hole, the clean background outside."""
-        return self.put_back(eps, canvas, canvas.hole)
+        return self.entering(eps, canvas)
 
-    def put_back(self, x: Tensor, canvas: Canvas, region: Tensor) -> Tensor:
-        """x where ``region`` (B, 1, h, w) in [0, 1] says so; elsewhere the picture's latents in the hole, and what
-        stands around it outside."""
-        inside = torch.where(region > 0, canvas.clean + region * (x - canvas.clean), canvas.clean)
-        return torch.where(canvas.hole > 0, inside, canvas.around)
+    def entering(self, x: Tensor, canvas: Canvas) -> Tensor:
+        """x in the hole, the clean background outside."""
+        return torch.where(canvas.hole > 0, x, canvas.around)
+
+    def put_back(self, x0: Tensor, canvas: Canvas, region: Tensor) -> Tensor:
+        """x0 where ``region`` says so; else the picture's latents in the hole, and what stands around it outside."""
+        return torch.where(canvas.hole > 0, _blend(x0, canvas.clean, region), canvas.around)
 
     def finished(self, x: Tensor, canvas: Canvas) -> Tensor:
-        """The latents to decode: x in the hole, the picture's own outside."""
+        """x in the hole, the picture's own latents outside."""
         return torch.where(canvas.hole > 0, x, canvas.clean)
 
-    def network_input(self, x: Tensor, canvas: Canvas) -> Tensor:
-        """(B, C, h, w) -> (B, C + k, h, w)."""
-        return torch.cat([x, canvas.extra.to(x.dtype)], dim=1)
+
+@register("conditioning", "nine_channel")
+class NineChannelConditioning(Conditioning):
+    """Stable Diffusion inpainting's: noise everywhere, shown beside it the mask (one pixel of each cell) and the
+    latents of the picture with the mask greyed out; nothing is put back. C + 1 + C input channels."""
+
+    def in_channels(self, latent_channels: int) -> int:
+        """Twice C and the mask."""
+        return 2 * latent_channels + 1
+
+    def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """The hole is as elsewhere; the mask that is shown is sampled, as those models were trained."""
+        clean, masked = latents(torch.cat([image, image * (mask == 0)])).float().chunk(2)
+        shown = mask[..., ::factor, ::factor].to(masked.dtype)
+        return Canvas(clean, clean, hole_of(mask, factor), torch.cat([shown, masked], dim=1))
+
+
+@register("conditioning", "plain")
+class PlainConditioning(Conditioning):
+    """A text-to-image model's: nothing is shown beside x_t, and outside the region every x0 estimate is replaced by
+    the picture, so that the sampler carries the noised picture along (Blended Latent Diffusion, arXiv 2206.02779)."""
+
+    def in_channels(self, latent_channels: int) -> int:
+        """C."""
+        return latent_channels
+
+    def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """Nothing beside the picture's latents."""
+        clean = latents(image).float()
+        return Canvas(clean, clean, hole_of(mask, factor), clean[:, :0])
+
+    def put_back(self, x0: Tensor, canvas: Canvas, region: Tensor) -> Tensor:
+        """x0 where ``region`` says so, the picture's latents elsewhere."""
+        return _blend(x0, canvas.clean, region)
+
+
+def _blend(x: Tensor, clean: Tensor, region: Tensor) -> Tensor:
+    """``clean`` bit for bit where the region is 0."""
+    return torch.where(region > 0, clean + region * (x - clean), clean)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sb import masks, pictures
-from sb.conditioning import Canvas, SmartBrushConditioning
+from sb.conditioning import Canvas, Conditioning
 from sb.config import check_keys
 from sb.guidance import combine
 from sb.schedule import Schedule
@@ -58,7 +58,7 @@ class Inpainter:
         text: Any,
         schedule: Schedule,
         ladder: masks.Ladder,
-        conditioning: SmartBrushConditioning,
+        conditioning: Conditioning,
         sampler: Callable[..., Tensor],
         options: PaintOptions = PaintOptions(),
         device: torch.device | str = "cpu",
@@ -179,7 +179,7 @@ class _Denoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         parts, canvas = self.parts, self.canvas
-        x = parts.conditioning.put_back(x, canvas, canvas.hole)
+        x = parts.conditioning.entering(x, canvas)
         network_input = parts.conditioning.network_input(x, canvas)
         if self.guided:
             network_input = torch.cat([network_input, network_input])

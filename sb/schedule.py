@@ -91,7 +91,7 @@ class Schedule:
         """``steps`` times from T - 1 downwards and the clean end: steps + 1 numbers, the last is -1."""
         if not 1 <= steps <= len(self):
             raise ValueError(f"steps must be 1 to {len(self)}, not {steps}")
-        return [round(len(self) - 1 - i * len(self) / steps) for i in range(steps)] + [-1]
+        return [round(len(self) - i * len(self) / steps) - 1 for i in range(steps)] + [-1]
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Uniform times (B,), stratified over the batch so that each batch covers all levels evenly."""

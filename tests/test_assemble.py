@@ -103,11 +103,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_overri
         assert torch.equal(a, b), name
 
 
-def test_a_checkpoint_of_another_shape_is_refused_with_the_tensors(trained):
+def test_a_checkpoint_of_another_shape_is_refused_with_both_widths(trained):
     run, overrides = trained
     cfg = shrunk("quickstart.yaml", [*overrides, "denoiser.widths=[24,32]",
                                      f"denoiser.weights={run.run_dir}/model/unet.safetensors", "run_dir=other"])
-    with pytest.raises(ValueError, match=r"does not fit this model; \d+ of another shape: .*conv_in.*not \(24,"):
+    with pytest.raises(ValueError, match=r"another network: widths is \[24, 32\], there \[16, 32\]"):
         assemble(cfg)
 
 

@@ -141,8 +141,8 @@ def _hugging_face(folder: str, device: str, max_tokens: int) -> Captioner:
     import torch
 
     try:
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
+        processor: Any = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no image-to-text model: {str(error).splitlines()[0]}") from None
     model = model.to(device).eval()

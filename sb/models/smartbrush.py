@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sb.conditioning import SmartBrushConditioning
+from sb.conditioning import Conditioning
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
 from sb.models.clock import ImagesClock
@@ -44,7 +44,7 @@ class SmartBrush(ImagesClock):
         text: nn.Module,
         schedule: Schedule,
         ladder: Ladder,
-        conditioning: SmartBrushConditioning,
+        conditioning: Conditioning,
         objective: DenoisingObjective,
         optimizer: Callable[..., Any],
         tasks: Sequence[str],

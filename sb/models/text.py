@@ -141,6 +141,27 @@ def openclip(
     return TextTower(transformer, layer, pool, pad, "" if pretrained else model)
 
 
+@register("text", "clip")
+def clip(
+    width: int, layers: int, heads: int, context_length: int = 77, projection: int = 0, quick_gelu: bool = False,
+    layer: int = -1, pool: str = "none", pad: str = "zero", vocabulary: int = 49408, mlp_ratio: float = 4.0,
+) -> TextTower:
+    """A CLIP text tower by its numbers, as checkpoints hold it: SD1's is ``width=768, layers=12, heads=12,
+    quick_gelu=true, pad=eos``, SD2's ``width=1024, layers=24, heads=16, layer=-2``.
+
+    projection: width of the projection after the end token, 0 for none. Its random weights are for loading over.
+    """
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    if pool == "eos" and not projection:
+        raise ValueError("text 'clip': pool 'eos' needs a projection")
+    transformer = TextTransformer(
+        context_length=context_length, vocab_size=vocabulary, width=width, heads=heads, layers=layers,
+        mlp_ratio=mlp_ratio, output_dim=projection, act_layer=QuickGELU if quick_gelu else nn.GELU,
+    )
+    return TextTower(transformer, layer, pool, pad, f"of width {width}")
+
+
 def _weights_are_loaded(tower: TextTower, _: Any) -> None:
     tower.untrained = ""
 
