@@ -3,10 +3,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 EPILOG = """example:
   python tools/benchmark.py loader runs/coco-shards --size 128 --workers 1
       images/s of the loader, of a bare loop over the same samples and of decoding alone, and their ratios
+  python tools/benchmark.py model --size quickstart --device cpu
+      UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
 """
 
 
@@ -24,6 +28,16 @@ def parser() -> argparse.ArgumentParser:
     loader.add_argument("--images", type=int, default=1024, help="images per pass (default 1024)")
     loader.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
     loader.set_defaults(measure=measure_loader)
+    model = parts.add_parser("model", help="our networks beside diffusers' and transformers' with the same weights")
+    model.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
+    model.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
+    model.add_argument("--batch", type=int, default=1, help="samples per call (default 1)")
+    model.add_argument("--passes", type=int, default=5, help="alternated pairs, the median counts (default 5)")
+    model.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
+    model.add_argument("--dtype", choices=["fp32", "bf16", "both"], default="both", help="(default both)")
+    model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
+    model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    model.set_defaults(measure=measure_model)
     return whole
 
 
@@ -37,6 +51,25 @@ def measure_loader(flags: argparse.Namespace) -> dict[str, float]:
     )
 
 
+def measure_model(flags: argparse.Namespace) -> dict[str, Any]:
+    """Run the ``model`` part."""
+    from sb.models.model_benchmark import benchmark_model
+
+    return benchmark_model(
+        flags.size, latent=flags.latent, batch=flags.batch, passes=flags.passes, device=flags.device,
+        dtypes=["fp32", "bf16"] if flags.dtype == "both" else [flags.dtype], parts=flags.parts.split(","),
+        compiled=flags.compile, report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+
+def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures, some in rows of their own, to four digits."""
+    return {
+        name: rounded(value) if isinstance(value, Mapping) else float(f"{value:.4g}")
+        for name, value in figures.items()
+    }
+
+
 def main() -> int:
     """Measure, print the figures as JSON."""
     flags = parser().parse_args()
@@ -45,7 +78,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()}))
+    print(json.dumps(rounded(figures)))
     return 0
 
 

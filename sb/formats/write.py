@@ -27,8 +27,8 @@ def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections)
     ``smartbrush.safetensors`` beside it.
 
     states: ``vae``, ``text`` and ``unet`` under our names. What the folder cannot say of a model (precision levels, a
-    mask head) is in ``smartbrush.json``, the run file's sections, without which it is not read back. Raises ValueError for parts that
-    diffusers has no class for.
+    mask head) is in ``smartbrush.json``, the run file's sections, without which it is not read back.
+    Raises ValueError for parts that diffusers has no class for.
     """
     vae_config, vae_state = _vae(config["vae"], states["vae"])
     if "unet" not in states:
