@@ -8,7 +8,8 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,26 @@ def save(config: Any, path: str | Path) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(config), resolve=True).encode())
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there, so that a reader never sees half of it."""
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, renamed there at the end, so that a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        yield Path(aside)
         os.chmod(aside, 0o644)
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as aside:
+        aside.write_bytes(content)
 
 
 def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -38,7 +38,7 @@ def convert(
     if to == "single-file" and target.suffix != ".safetensors":
         raise ValueError(f"{target}: a single file is written as .safetensors")
     opened = open_source(source, weights, prediction)
-    cfg = {**run_files.plain(run_files.load(run_files.CONFIGS / "model" / "published.yaml")), **opened.config}
+    cfg = opened.sections()
     states = _states(opened, cfg)
     with _aside(target) as place:
         beside = _WRITERS[to](place, states, cfg, opened)

@@ -119,6 +119,12 @@ def call(where: str, entry: Callable[..., Any], given: Mapping[str, Any] | None,
     return entry(**given, **runtime)
 
 
+def filled(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with what it leaves to its entry's defaults written out."""
+    parameters = inspect.signature(lookup(kind, spec["name"])).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **spec}
+
+
 def _hints(entry: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)  # type: ignore[misc]

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sb.conditioning import SmartBrushConditioning
+from sb.conditioning import NineChannelConditioning, PlainConditioning, SmartBrushConditioning
+from sb.samplers import ddim
 from sb.schedule import scaled_linear
+from sb.types import Denoised
 
 SCHEDULE = scaled_linear(prediction="v", zero_terminal_snr=True)
 
@@ -67,3 +69,40 @@ def test_the_mask_is_shown_whole_or_by_cell():
     x = torch.randn(2, 4, 4, 4)
     conditioning = SmartBrushConditioning(16)
     assert conditioning.network_input(x, a_canvas(16)).shape[1] == conditioning.in_channels(4) == 20
+
+
+def test_nine_channels_show_the_mask_and_the_greyed_picture_and_put_nothing_back():
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    mask[..., 5:9, 5:9] = 1  # of the four cells it touches, only one has it at its first pixel
+    image = torch.randn(1, 3, 16, 16)
+    conditioning = NineChannelConditioning()
+    canvas = conditioning.canvas(latents, image, mask, 4)
+    x, eps, t = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4), torch.tensor([400])
+    shown = conditioning.network_input(x, canvas)
+    assert shown.shape[1] == conditioning.in_channels(4) == 9
+    assert torch.equal(shown[:, :4], x) and torch.equal(shown[:, 4:5], mask[..., ::4, ::4].float())
+    assert torch.equal(shown[:, 5:], latents(image * (mask == 0))) and int(canvas.hole.sum()) == 4
+    assert torch.equal(conditioning.noised(canvas, eps, t, SCHEDULE), SCHEDULE.mix(latents(image), eps, t))
+    for same in (conditioning.start(canvas, x), conditioning.entering(x, canvas), conditioning.finished(x, canvas),
+                 conditioning.put_back(x, canvas, canvas.hole)):
+        assert same is x
+
+
+def test_plain_carries_the_noised_picture_along():
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    mask[..., 4:8, 4:8] = 1
+    conditioning = PlainConditioning()
+    canvas = conditioning.canvas(latents, torch.randn(1, 3, 16, 16), mask, 4)
+    outside = (canvas.hole == 0).expand(1, 4, 4, 4)
+    seen = []
+
+    def denoise(x, t):
+        seen.append((x, t))
+        return Denoised(conditioning.put_back(torch.zeros_like(x), canvas, canvas.hole), None)
+
+    eps = torch.randn(1, 4, 4, 4)
+    done = ddim(denoise, conditioning.start(canvas, eps), SCHEDULE, steps=4)
+    assert torch.equal(done[outside], canvas.clean[outside])
+    for x, t in seen[1:]:  # what the network sees outside is the picture with the noise it started from
+        assert torch.allclose(x[outside], SCHEDULE.mix(canvas.clean, eps, t)[outside], atol=1e-4)
+    assert conditioning.in_channels(4) == conditioning.network_input(eps, canvas).shape[1] == 4

@@ -11,6 +11,8 @@ EPILOG = """example:
       images/s of the loader, of a bare loop over the same samples and of decoding alone, and their ratios
   python tools/benchmark.py model --size quickstart --device cpu
       UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
+  python tools/benchmark.py load
+      seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
 
 
@@ -38,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
     model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     model.set_defaults(measure=measure_model)
+    load = parts.add_parser("load", help="loading a checkpoint beside copying its tensors; its peak memory")
+    load.add_argument("file", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
+    load.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
+    load.set_defaults(measure=measure_load)
     return whole
 
 
@@ -60,6 +66,13 @@ def measure_model(flags: argparse.Namespace) -> dict[str, Any]:
         dtypes=["fp32", "bf16"] if flags.dtype == "both" else [flags.dtype], parts=flags.parts.split(","),
         compiled=flags.compile, report=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def measure_load(flags: argparse.Namespace) -> dict[str, float]:
+    """Run the ``load`` part."""
+    from sb.load_benchmark import benchmark_loading
+
+    return benchmark_loading(flags.file, flags.passes, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:

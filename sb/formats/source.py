@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sb import config as run_files
 from sb.formats import describe, names, own
 from sb.formats.part import Part, raise_for
 from sb.models.weights import read_header, read_state
+from sb.registry import filled
 
 EXTRAS_FILE = "smartbrush.safetensors"  # in a diffusers folder: what its parts have no place for
 ABOUT_FILE = "smartbrush.json"  # in a diffusers folder: the run file's sections
@@ -53,6 +55,18 @@ class Source:
         if name not in self.parts:
             raise ValueError(f"{self.path} holds no {name}, only {' and '.join(self.parts)}")
         return self.parts[name]
+
+    def sections(self) -> dict[str, Any]:
+        """``config`` and, from ``configs/model/published.yaml``, what else it takes to paint.
+
+        Raises ValueError for an SD2 single file that nobody told what it predicts.
+        """
+        if self.config.get("schedule", {}).get("prediction", "") is None:
+            raise ValueError(
+                f"{self.path} is an SD2 file and does not say what it predicts: convert_weights.py --to sb with "
+                "--prediction v (768 px) or eps (512 px) makes a model that does"
+            )
+        return {**run_files.plain(run_files.load(run_files.CONFIGS / "model" / "published.yaml")), **self.config}
 
     def states(self, own: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """The tensors of several networks for modules with these state dicts; all that does not fit is one error."""
@@ -231,7 +245,7 @@ def _single_file(path: Path, weights: str, prediction: str | None) -> Source:
     if not about and "unet" in parts:
         config["schedule"] = {
             "name": "scaled_linear", **describe.BETAS, "zero_terminal_snr": False,
-            "prediction": prediction or _usual_prediction(config["denoiser"], path),
+            "prediction": prediction or (None if config["denoiser"]["linear_projection"] else "eps"),
         }
     averages = {name: value for name, value in state.items() if name.startswith("model_ema.")}
     if weights == "ema" and averages and "unet" in parts:
@@ -250,7 +264,7 @@ def _unet_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: 
         shapes = _shapes(tensors, prefix)
         ends = shapes.get("input_blocks.0.0.weight", (0, 4)), shapes.get("out.2.weight", (4,))
         found = _of_channels(describe.unet_of_shapes(shapes), ends[0][1], ends[1][0], where)
-    spec = (config.get("denoiser") or found["denoiser"])
+    spec = filled("denoiser", config.get("denoiser") or found["denoiser"])
     return found, Part(tensors, names.compvis_unet(spec["blocks"], spec["attention"], prefix), where)
 
 
@@ -264,7 +278,7 @@ def _vae_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: s
         return {"vae": spec}, Part(tensors, names.plain(prefix), where)
     diffusers = any(".down_blocks." in f".{name}" for name in shapes)
     spec = config.get("vae") or describe.vae_of_shapes(_as_compvis(shapes) if diffusers else shapes)
-    layout = names.plain(prefix) if diffusers else names.compvis_vae(len(spec["multipliers"]), prefix)
+    layout = names.plain(prefix) if diffusers else names.compvis_vae(len(filled("vae", spec)["multipliers"]), prefix)
     return {"vae": spec}, Part(tensors, layout, where)
 
 
@@ -282,21 +296,12 @@ def _text_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: 
         inner = any(name.startswith("cond_stage_model.transformer.text_model.") for name in tensors)
         prefix = "cond_stage_model.transformer." + ("text_model." if inner else "")
     spec = config.get("text") or describe.text_of_shapes(_shapes(tensors, prefix), open_clip)
-    layout = names.open_clip_text(prefix) if open_clip else names.hugging_face_clip(prefix, int(spec["layers"]))
+    layout = names.open_clip_text(prefix) if open_clip else names.hugging_face_clip(prefix, 10**6)
     return {"text": spec}, Part(tensors, with_beside(_text_beside(layout)), where)
 
 
 def _text_beside(layout: names.Layout) -> names.Layout:
     return names.without(layout, lambda name: name.startswith("standardise."))
-
-
-def _usual_prediction(denoiser: Mapping[str, Any], path: Path) -> str:
-    """eps for SD1; ValueError for SD2, whose files of 512 px predict eps and of 768 px v, and do not say which."""
-    if denoiser["linear_projection"]:
-        raise ValueError(
-            f"{path} is an SD2 file and does not say what it predicts: give the prediction, v (768 px) or eps (512 px)"
-        )
-    return "eps"
 
 
 def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[int, ...]]:

@@ -15,8 +15,11 @@ from sb.formats import names
 from sb.formats.part import pad
 from sb.formats.source import ABOUT_FILE, ABOUT_KEY, BESIDE, EXTRAS_FILE, with_beside
 from sb.formats.tokenizer import write_tokenizer
+from sb.models.text import openclip_numbers
 from sb.models.weights import write_state
+from sb.registry import filled
 
+_NAMED = ("vae", "text", "denoiser", "schedule")
 State = Mapping[str, Tensor]
 Sections = Mapping[str, Any]
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -30,6 +33,7 @@ def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections)
     mask head) is in ``smartbrush.json``, the run file's sections, without which it is not read back.
     Raises ValueError for parts that diffusers has no class for.
     """
+    said, config = config, {**config, **{name: filled(name, config[name]) for name in _NAMED if name in config}}
     vae_config, vae_state = _vae(config["vae"], states["vae"])
     if "unet" not in states:
         write_state(vae_state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
@@ -55,7 +59,7 @@ def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections)
     if beside:
         write_state(beside, folder / EXTRAS_FILE)
     if beside or _is_ours(config):
-        _write_json(folder / ABOUT_FILE, config)
+        _write_json(folder / ABOUT_FILE, said)
     return sorted(beside)
 
 
@@ -64,6 +68,7 @@ def write_single_file(path: Path, states: Mapping[str, State], config: Sections)
 
     Returns the names of what that layout has no place for; they are kept behind ``sb.``.
     """
+    said, config = config, {**config, **{name: filled(name, config[name]) for name in _NAMED if name in config}}
     vae, prefix = config["vae"], "first_stage_model."
     kl = vae["name"] == "kl"
     layouts = {"vae": names.compvis_vae(len(vae["multipliers"]), prefix) if kl else names.plain(prefix)}
@@ -72,7 +77,7 @@ def write_single_file(path: Path, states: Mapping[str, State], config: Sections)
         layouts["unet"] = names.compvis_unet(denoiser["blocks"], denoiser["attention"])
         layouts["text"] = with_beside(text_layout(config["text"]))
     entries = {key: value for part, state in states.items() for key, value in _cut(state, layouts[part]).items()}
-    write_state(entries, path, {"format": "pt", ABOUT_KEY: json.dumps(config)})
+    write_state(entries, path, {"format": "pt", ABOUT_KEY: json.dumps(said)})
     return sorted(name for name in entries if name.startswith(BESIDE))
 
 
@@ -81,6 +86,7 @@ def _is_ours(config: Sections) -> bool:
     denoiser, vae = config["denoiser"], config["vae"]
     return (
         denoiser.get("with_level", True) or denoiser.get("with_mask_head", True) or config["text"]["name"] != "clip"
+        or config["text"]["pool"] != "none"
         or vae["name"] == "tiny" and not isinstance(vae["widths"], int) and len(set(vae["widths"])) > 1
     )
 
@@ -191,6 +197,8 @@ def _text(spec: Sections, state: State) -> dict[str, Any]:
     """Of the tower up to the layer that the denoiser sees."""
     if spec["name"] not in ("clip", "openclip", "tiny"):
         raise ValueError(f"transformers has no class for the text tower '{spec['name']}'")
+    if spec["name"] == "openclip":
+        spec = {**spec, **openclip_numbers(spec["model"], spec["quick_gelu"])}
     stem = "transformer.transformer.resblocks."
     present = 1 + max(int(name.removeprefix(stem).split(".")[0]) for name in state if name.startswith(stem))
     width = state["transformer.ln_final.weight"].shape[0]

@@ -141,6 +141,14 @@ def openclip(
     return TextTower(transformer, layer, pool, pad, "" if pretrained else model)
 
 
+def openclip_numbers(model: str, quick_gelu: bool = False) -> dict[str, Any]:
+    """A published architecture's ``heads`` and ``quick_gelu``, which its weights do not show."""
+    import open_clip
+
+    config = open_clip.get_model_config(model)
+    return {"heads": config["text_cfg"]["heads"], "quick_gelu": quick_gelu or bool(config.get("quick_gelu"))}
+
+
 @register("text", "clip")
 def clip(
     width: int, layers: int, heads: int, context_length: int = 77, projection: int = 0, quick_gelu: bool = False,

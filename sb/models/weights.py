@@ -1,6 +1,8 @@
 """Weights in and out: safetensors, or PyTorch files read with ``weights_only``; by name, with nothing skipped."""
 
+import errno
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sb.config import write_whole
+from sb.config import whole
 
 
 class _Inert:
@@ -85,8 +87,8 @@ class no_init(TorchFunctionMode):
     """While it is on, random initial weights are not drawn: for modules whose weights are loaded over at once."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
@@ -101,5 +103,10 @@ def digest(module: nn.Module) -> int:
 
 def write_state(state: Mapping[str, Tensor], path: str | Path, header: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all; ``header`` holds texts that go with them."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, dict(header or {}))
-    write_whole(path, content)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with whole(path) as aside:
+        try:
+            save_file(tensors, aside, dict(header or {}))
+        except SafetensorError as error:  # what a full disk looks like from there
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else errno.EIO, str(error), str(path)) from None

@@ -177,7 +177,7 @@ def test_a_stranger_among_the_tensors_is_named(compvis, tmp_path):
 def test_sd2_files_must_be_told_what_they_predict(compvis, tmp_path):
     save_file(compvis("sd2"), tmp_path / "sd.safetensors")
     with pytest.raises(ValueError, match="does not say what it predicts"):
-        open_source(tmp_path / "sd.safetensors")
+        open_source(tmp_path / "sd.safetensors").sections()
     assert open_source(tmp_path / "sd.safetensors", prediction="v").config["schedule"]["prediction"] == "v"
 
 
