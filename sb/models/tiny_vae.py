@@ -4,7 +4,7 @@ The layers are two flat sequences whose names are those of diffusers' Autoencode
 no pooled branch). It is several times faster than a KL VAE and can be trained from scratch in minutes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,18 +95,6 @@ class TinyVAE(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) to an image (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decoder(_channels_last((z / 3).tanh() * 3)).contiguous() * 2 - 1
-
-
-def from_sequences(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a TinyVAE from a published pair of files, whose names are bare layer numbers.
-
-    Their decoder counts the squashing of z as layer 0; ours, like diffusers', has no layer for it.
-    """
-    state = {f"encoder.layers.{name}": value for name, value in encoder.items()}
-    for name, value in decoder.items():
-        number, _, rest = name.partition(".")
-        state[f"decoder.layers.{int(number) - 1}.{rest}"] = value
-    return state
 
 
 def _keep_variance(module: nn.Module) -> None:

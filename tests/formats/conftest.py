@@ -71,10 +71,13 @@ def save(kind: str, folder: Path, sizes: dict | None = None) -> dict:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """kind -> (the pipeline's folder, its parts), small and made once."""
+    """kind -> (the pipeline's folder, its parts), small and made once; full_width ones are made anew."""
     made: dict[str, tuple[Path, dict]] = {}
 
-    def of(kind: str) -> tuple[Path, dict]:
+    def of(kind: str, full_width: bool = False) -> tuple[Path, dict]:
+        if full_width:
+            folder = tmp_path_factory.mktemp(f"full-{kind}")
+            return folder / "pipe", save(kind, folder, FULL)
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
             made[kind] = folder / "pipe", save(kind, folder)

@@ -1,17 +1,23 @@
 """What published checkpoints are taken for, and that our networks then compute the published ones' functions."""
 
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sb.assemble import load_inpainter
 from sb.formats.source import open_source
 from sb.inpaint import _noise
 from sb.models.text import clean_text
+from sb.registry import build
 from sb.types import Condition, Request
 
+SHARED = Path(__file__).parents[3] / "shared/data"
 KINDS = ["sd1", "sd2", "sd1_inpainting"]
 
 
@@ -30,6 +36,23 @@ def test_every_network_computes_what_the_published_one_does(published, compvis, 
         painter = load_inpainter(_told(tmp_path / "sd.safetensors") if kind == "sd2" else tmp_path / "sd.safetensors")
     else:
         painter = load_inpainter(folder)
+    compare(painter, folder, parts)
+    assert painter.schedule.prediction == ("v" if kind == "sd2" else "eps")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_full_width(published, kind):
+    folder, parts = published(kind, full_width=True)
+    painter = load_inpainter(folder)
+    compare(painter, folder, parts)
+    if kind == "sd1_inpainting":
+        compare_a_request(painter, folder, parts, size_px=128)
+    shutil.rmtree(folder)
+
+
+def compare(painter, folder, parts):
+    """UNet, VAE both ways, tokens and text tower against diffusers and transformers in fp32."""
     maker = torch.Generator().manual_seed(1)
     unet, vae = parts["unet"], parts["vae"]
     x = torch.randn(2, unet.config.in_channels, 8, 16, generator=maker)
@@ -45,7 +68,6 @@ def test_every_network_computes_what_the_published_one_does(published, compvis, 
     ids = _published_tokens(folder, ["“a cat”  &amp; more", ""])
     assert torch.equal(painter.text.tokenize(["“a cat”  &amp; more", ""]), ids)
     assert apart(painter.text(ids).tokens, parts["text_encoder"](ids)[0]) <= 1e-4
-    assert painter.schedule.prediction == ("v" if kind == "sd2" else "eps")
 
 
 def _told(path):
@@ -64,22 +86,30 @@ def _published_tokens(folder, texts):
 
 
 def test_a_whole_inpainting_request_is_the_published_pipelines(published):
+    folder, parts = published("sd1_inpainting")
+    compare_a_request(load_inpainter(folder), folder, parts, size_px=64)
+
+
+def compare_a_request(painter, folder, parts, size_px):
+    """Ten steps of DDIM, the same noise and the same posterior, before our paste."""
     diffusers = pytest.importorskip("diffusers")
-    folder, _ = published("sd1_inpainting")
-    painter = load_inpainter(folder)
-    pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
+    transformers = pytest.importorskip("transformers")
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        **parts, tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"), safety_checker=None,
+        feature_extractor=None,
+    )
     pipe.set_progress_bar_config(disable=True)
     maker = torch.Generator().manual_seed(3)
-    image = torch.randint(0, 256, (3, 64, 64), generator=maker).float()
+    image = torch.randint(0, 256, (3, size_px, size_px), generator=maker).float()
     image = torch.nn.functional.avg_pool2d(image[None], 5, 1, 2)[0].to(torch.uint8)
-    mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    mask = torch.zeros(1, size_px, size_px, dtype=torch.uint8)
     mask[:, 13:41, 20:57] = 1  # off the grid: the pipeline samples one pixel of a cell
     ours = painter.paint([Request(image, mask, "a red cat", seed=5)], steps=10, guidance=7.5)[0]
-    masked = (image.float() / 127.5 - 1) * (mask == 0)
+    masked, cells = (image.float() / 127.5 - 1) * (mask == 0), size_px // painter.vae.factor
     theirs = pipe(
-        prompt="a red cat", image=image.float()[None] / 255, mask_image=mask[None].float(), height=64, width=64,
-        num_inference_steps=10, guidance_scale=7.5, strength=1.0, output_type="pt",
-        latents=_noise(5, (4, 32, 32))[None], masked_image_latents=painter.vae.latents(masked[None]),
+        prompt="a red cat", image=image.float()[None] / 255, mask_image=mask[None].float(), height=size_px,
+        width=size_px, num_inference_steps=10, guidance_scale=7.5, strength=1.0, output_type="pt",
+        latents=_noise(5, (4, cells, cells))[None], masked_image_latents=painter.vae.latents(masked[None]),
     ).images[0]
     apart_by = (theirs * 255 - ours.decoded.float()).abs()
     assert float((apart_by <= 1).float().mean()) >= 0.999
@@ -236,8 +266,6 @@ def test_tiny_autoencoders_as_a_folder_and_as_a_pair(tmp_path):
     ({"num_class_embeds": 3}, "class embedding but no smartbrush.json"),
 ])
 def test_other_structures_are_refused(published, tmp_path, change, says):
-    import shutil
-
     shutil.copytree(published("sd1")[0], tmp_path / "pipe")
     place = tmp_path / "pipe" / "unet" / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
@@ -250,3 +278,25 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     for place, says in ((tmp_path, "that is known here"), (tmp_path / "nothing", "at .*nothing")):
         with pytest.raises(ValueError, match=f"no checkpoint {says}"):
             open_source(place)
+
+
+@pytest.mark.parametrize("photos", [4, pytest.param(71, marks=pytest.mark.slow)])
+def test_taef2_reconstructs_photos_as_published(photos):
+    if not (SHARED / "taef2").is_dir():
+        pytest.skip("the shared data folder is absent")
+    source = open_source(SHARED / "taef2")
+    spec = source.config["vae"]
+    assert (spec["latent_channels"], spec["blocks"], spec["pooled"]) == (32, [1, 3, 3, 3], True)
+    vae = build("vae", spec)
+    vae.load_state_dict(source.part("vae").state(vae.state_dict()))
+    decibel = []
+    for path in sorted((SHARED / "coco-mini-256/val/images").iterdir())[:photos]:
+        photo = Image.open(path).convert("RGB")
+        left, top = (photo.width - 256) // 2, (photo.height - 256) // 2
+        pixels = np.array(photo.crop((left, top, left + 256, top + 256)))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.inference_mode():
+            error = vae.decode(vae.encode(image).mean).clamp(-1, 1) - image
+        decibel.append(float(10 * torch.log10(4 / error.square().mean())))
+    assert len(decibel) == photos and min(decibel) > 19
+    assert 28.6 <= np.mean(decibel) <= 28.8 if photos == 71 else 24 < np.mean(decibel) < 34
