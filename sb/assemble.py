@@ -10,18 +10,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from sb import config as run_files
 from sb import launch, provenance
 from sb.data.module import ShardData
 from sb.data.pipeline import FixedStream, ShardLoader
+from sb.export import exporter
 from sb.formats import describe
-from sb.formats.own import write_folder
 from sb.formats.part import widen
 from sb.formats.source import Source, open_source
 from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
+from sb.models.lora import add_lora, check_grown
 from sb.models.weights import load_state, no_init
 from sb.registry import build, build_fitted, call, lookup
 from sb.types import Request, Result
@@ -32,7 +32,7 @@ SECTIONS = {  # sections of a run file that name an entry, and the kind they nam
 }
 OTHER_KEYS = (
     "name", "seed", "run_dir", "resume", "plugins", "image_size", "licence", "ladder", "inpaint", "data", "callbacks",
-    "trainer",
+    "trainer", "start", "lora",
 )
 
 
@@ -84,8 +84,11 @@ def assemble(config: Any) -> Run:
         "objective": build("objective", cfg["objective"]),
     }
     runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
+    adapter = None
     if "denoiser" in cfg:
         system = _smartbrush(cfg, ladder, clock)
+        if cfg.get("lora") is not None:
+            adapter = call("lora", add_lora, cfg["lora"], denoiser=system.denoiser)
         painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, {})
         _check_size(cfg["image_size"], painter)
         runtime.update(paint=_live(painter, system), requests=_val_requests(data, ladder))
@@ -95,7 +98,7 @@ def assemble(config: Any) -> Run:
         for module in (system, system.vae):
             module.to(memory_format=torch.channels_last)
     data.samples("train")  # opens the shards' manifests: what is missing is said before anything is written
-    runtime["export"] = _exporter(cfg, system)
+    runtime["export"] = exporter(cfg, system, adapter)
     specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
     callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
     return Run(run_dir, system, data, placement.trainer(run_dir, callbacks), checkpoint)
@@ -112,6 +115,8 @@ def check(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"the run file has no '{key}:' section")
     if "denoiser" in cfg and set(cfg["sampler"]) != {"name"}:
         raise ValueError(f"sampler: needs a name and nothing else, not {cfg['sampler']}; inpaint: says how many steps")
+    if cfg.get("lora") is not None and not (cfg.get("denoiser") or {}).get("weights"):
+        raise ValueError("lora: adapts a trained denoiser, and none is named: set denoiser.weights, or lora=null")
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
@@ -166,6 +171,7 @@ def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int,
         "in_channels": conditioning.in_channels(latent_channels), "out_channels": latent_channels,
         "text_width": text.width, "pooled_width": text.pooled_width,
         "level_rows": ladder.num_levels + 1 if spec.pop("with_level", True) else 0,
+        "task_rows": len(cfg["data"]["tasks"]) if spec.pop("with_task", False) else 0,
         "mask_head": conditioning.mask_channels if spec.pop("with_mask_head", True) else 0,
     }
     denoiser = build_fitted("denoiser", spec, offered)
@@ -177,7 +183,12 @@ def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int,
             sections = {name: source.config[name] for name in ("denoiser", "conditioning")}
             with torch.device("meta"):
                 there = build_denoiser({**cfg, **sections}, ladder, latent_channels, text).state_dict()
-        load_state(denoiser, widen(source.part("unet").state(there), own), str(weights))
+        state = source.part("unet").state(there)
+        if isinstance(cfg.get("lora"), Mapping):
+            shapes = {name: value.shape for name, value in state.items()}
+            grown = {name.rpartition(".")[0] for name in own if shapes.get(name) != own[name].shape}
+            check_grown(grown, cfg["lora"].get("also") or (), str(weights))
+        load_state(denoiser, widen(state, own), str(weights))
     return denoiser
 
 
@@ -190,7 +201,7 @@ def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
     source = open_source(path)
     if not {"vae", "text", "unet"} <= source.parts.keys():
         raise ValueError(f"{path} holds {' and '.join(source.parts)} and cannot paint; train a smartbrush on it first")
-    cfg = {**run_files.plain(run_files.load(run_files.CONFIGS / "model" / "published.yaml")), **source.config}
+    cfg = source.sections()
     ladder = call("ladder", Ladder, cfg["ladder"])
     with no_init():
         parts = build_parts(cfg, ladder)
@@ -246,6 +257,7 @@ def _inpainter(
         denoiser, vae, text, build("schedule", cfg["schedule"]), ladder, build("conditioning", cfg["conditioning"]),
         lookup("sampler", cfg["sampler"]["name"]), call("inpaint", PaintOptions, cfg.get("inpaint") or {}),
         dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
+        tasks=[task["name"] for task in cfg.get("data", {}).get("tasks", ())],
     )
 
 
@@ -285,45 +297,11 @@ def _val_requests(data: ShardData, ladder: Ladder, each: int = 4) -> dict[str, l
     return {name: found for name, found in requests.items() if found}
 
 
-def _exporter(cfg: dict[str, Any], system: Any) -> Callable[[Path, Mapping[str, Mapping[str, Tensor]]], None]:
-    """Writes a self-contained model folder of a system: averaged weights where given, frozen parts as they are."""
-
-    written: set[str] = set()  # a frozen part does not change, so once in a process is enough
-
-    def export(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        raw = weights["raw"]
-        averaged = weights.get("ema", raw)
-        spec = {**cfg["vae"], "scale": system.vae.scale, "shift": system.vae.shift}
-        about = {
-            "name": cfg["name"], "images_seen": system.images_seen, "licence": cfg.get("licence"),
-            "training_data": cfg["data"]["train"], "versions": provenance.versions(),
-        }
-        if "denoiser" not in cfg:
-            states = {"vae": _part(averaged, "vae.")}
-        else:
-            about.update(ladder=cfg["ladder"], prediction=system.schedule.prediction, tasks=system.tasks)
-            text = _part(averaged, "text_tower.")
-            frozen = {"vae": system.vae.state_dict()} | ({} if text else {"text": system.text.state_dict()})
-            states = {
-                "unet": _part(averaged, "denoiser."), "unet.raw": _part(raw, "denoiser."),
-                **({"text": text} if text else {}),
-                **{name: state for name, state in frozen.items() if name not in written},
-            }
-            written.update(frozen)
-        write_folder(folder, states, {**cfg, "vae": spec}, about)
-
-    return export
-
-
 def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device
         raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
-
-
-def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _checkpoint(run_dir: Path, resume: str) -> Path | None:

@@ -64,12 +64,14 @@ class Inpainter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         about: dict[str, Any] | None = None,
+        tasks: Sequence[str] = (),
     ):
-        """about: what the model folder says of itself. dtype: of the autocast that networks run in."""
+        """about: what the model folder says of itself. dtype: of the autocast that networks run in. tasks: their names,
+        in the order of the denoiser's task rows."""
         self.denoiser, self.vae, self.text = denoiser, vae, text
         self.schedule, self.ladder, self.conditioning, self.sampler = schedule, ladder, conditioning, sampler
         self.options, self.device, self.dtype = options, torch.device(device), dtype
-        self.about = about or {}
+        self.about, self.tasks = about or {}, list(tasks)
         self.grid = int(getattr(denoiser, "grid", 1))  # the latent size must be a multiple of this
 
     @classmethod
@@ -87,12 +89,13 @@ class Inpainter:
         precision: float | str = 1.0,
         seed: int = 0,
         negative: str = "",
+        task: str = "",
         **options: Any,
     ) -> Result:
         """Paint ``text`` into ``mask`` of ``image`` (PIL pictures, paths or arrays; white or 1 = generate)."""
         level = masks.level_of(precision, self.ladder.num_levels)
-        request = Request(pictures.image_tensor(image), pictures.mask_tensor(mask), text, level, seed, negative)
-        return self.paint([request], **options)[0]
+        image, mask = pictures.image_tensor(image), pictures.mask_tensor(mask)
+        return self.paint([Request(image, mask, text, level, seed, negative, task)], **options)[0]
 
     @torch.no_grad()
     def paint(self, requests: Sequence[Request], **options: Any) -> list[Result]:
@@ -106,6 +109,8 @@ class Inpainter:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(requests):
             request.check(self.ladder.num_levels)
+            if request.task:
+                check_keys("task: this model", [request.task], self.tasks)
             by_size.setdefault(tuple(request.image.shape[1:]), []).append(index)
         for indices in by_size.values():
             for index, result in zip(indices, self._paint([requests[i] for i in indices], chosen), strict=True):
@@ -169,13 +174,15 @@ class _Denoiser:
         self.predicted: Tensor | None = None  # (B, k, h, w), the running mask of the object
         level = torch.tensor([r.level for r in requests], device=canvas.clean.device)
         self.threshold = options.threshold * level.clamp(max=1).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+        rows = [parts.tasks.index(r.task) if r.task else 0 for r in requests]
+        task = torch.tensor(rows, device=canvas.clean.device)
         texts = [r.text for r in requests]
         self.guided = options.guidance != 1.0
         if self.guided:
             texts += [r.negative for r in requests]
-            level = level.repeat(2)
+            level, task = level.repeat(2), task.repeat(2)
         features = parts.text.encode(texts)
-        self.cond = Condition(features.tokens, features.pooled, level)
+        self.cond = Condition(features.tokens, features.pooled, level, task)
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         parts, canvas = self.parts, self.canvas

@@ -36,7 +36,7 @@ def benchmark_loading(path: str | Path | None, passes: int, report: Callable[[st
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(path) if path else _made(Path(folder) / "sd15.safetensors", report)
-        size = place.stat().st_size
+        size = sum(tensor.nbytes for tensor in read_state(place).values())
         seconds: dict[str, list[float]] = {"copy": [], "load": []}
         peaks: list[float] = []
         for turn in range(passes + 1):

@@ -74,12 +74,14 @@ class TextFeatures(NamedTuple):
 class Condition:
     """All that a denoiser is told besides x_t and t.
 
-    tokens: (B, T, D). pooled: (B, P) or None. level: (B,) float, fractional between rungs.
+    tokens: (B, T, D). pooled: (B, P) or None. level: (B,) float, fractional between rungs. task: (B,) int64, index into
+    the run's task list, where a denoiser is told.
     """
 
     tokens: Tensor
     pooled: Tensor | None
     level: Tensor
+    task: Tensor | None = None
 
 
 class Denoised(NamedTuple):
@@ -91,7 +93,10 @@ class Denoised(NamedTuple):
 
 @dataclass
 class Request:
-    """One thing to paint: image (3, H, W) uint8, mask (1, H, W) uint8 with 1 = generate, text, level, seed."""
+    """One thing to paint: image (3, H, W) uint8, mask (1, H, W) uint8 with 1 = generate, text, level, seed.
+
+    task: one of the model's tasks by name, "" for its first; it matters to a denoiser that is told the task.
+    """
 
     image: Tensor
     mask: Tensor
@@ -99,6 +104,7 @@ class Request:
     level: float = 0.0
     seed: int = 0
     negative: str = ""
+    task: str = ""
 
     def check(self, num_levels: int) -> "Request":
         """Raise ValueError that names what is wrong and what to do; returns itself."""

@@ -15,7 +15,10 @@ from sb.types import Request
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUN_FILES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "base.yaml")
-SMALL_VAE = ["vae.widths=8", "vae.blocks=1"]
+SMALL_VAE = {
+    "tiny": ["vae.widths=8", "vae.blocks=1"],
+    "kl": ["vae.channels=8", "vae.multipliers=[1,1,1]", "vae.blocks=1", "+vae.norm_groups=4"],
+}
 SMALL_NET = ["denoiser.widths=[16,32]", "denoiser.attention=[false,true]", "denoiser.blocks=1", "denoiser.heads=2",
              "denoiser.groups=8", "text={name: tiny, width: 16, layers: 1, heads: 2}", "vae.weights=null"]
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -23,13 +26,18 @@ GOLDEN = Path(__file__).parent / "golden.json"
 
 def shrunk(name: str, overrides: list[str]):
     loaded = config.load(CONFIGS / name)
-    small = SMALL_VAE + (SMALL_NET if "denoiser" in loaded else [])
+    small = SMALL_VAE[loaded.vae.name] + (SMALL_NET if "denoiser" in loaded else [])
     return config.load(CONFIGS / name, [*small, *overrides])
 
 
 @pytest.mark.parametrize("name", RUN_FILES)
-def test_each_run_file_takes_a_step(name, tiny_overrides):
-    run = assemble(shrunk(name, tiny_overrides))
+def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path):
+    start = ["start=null"]  # starting from published weights is in tests/formats/test_start.py
+    if config.load(CONFIGS / name).lora:  # adapts a trained model of the same networks
+        base = assemble(shrunk("coco.yaml", [*tiny_overrides, f"run_dir={tmp_path}/start"]))
+        base.fit()
+        start = [f"start={base.run_dir}", f"vae.weights={base.run_dir}"]
+    run = assemble(shrunk(name, [*tiny_overrides, *start]))
     run.fit()
     assert run.system.images_seen == 8
     assert (run.run_dir / "model" / "meta.json").is_file() and (run.run_dir / "checkpoints" / "last.ckpt").is_file()
@@ -39,7 +47,8 @@ def test_each_run_file_takes_a_step(name, tiny_overrides):
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_each_run_file_builds_at_full_width(name):
     cfg = config.plain(config.load(CONFIGS / name))
-    cfg["vae"].pop("weights", None)
+    for section in {"vae", "text", "denoiser"} & cfg.keys():
+        cfg[section].pop("weights", None)
     with torch.device("meta"):
         vae = build_vae(cfg)
         if "denoiser" in cfg:

@@ -23,12 +23,12 @@ def painter() -> Inpainter:
     torch.manual_seed(0)
     text = tiny(width=16, layers=1, heads=2)
     unet = UNet(8 + 16, 8, 16, 16, 3, widths=(16, 32), attention=(False, True), blocks=1, heads=2, groups=8,
-                pooled_width=16, zero_init=False)
+                pooled_width=16, task_rows=2, zero_init=False)
     vae = TinyVAE(latent_channels=8, stages=2, widths=16, blocks=1)
     schedule = scaled_linear(prediction="v", zero_terminal_snr=True)
     return Inpainter(
         unet.eval(), vae.eval(), text.eval(), schedule, LADDER, SmartBrushConditioning(16), ddim,
-        PaintOptions(steps=3, guidance=2.0),
+        PaintOptions(steps=3, guidance=2.0), tasks=["object", "remove"],
     )
 
 
@@ -60,11 +60,12 @@ def test_a_request_does_not_depend_on_its_batch(painter):
         assert (alone.pixels.int() - batched.pixels.int()).abs().max() <= 1
 
 
-def test_seed_text_level_guidance_steps_and_negative_each_matter(painter):
+def test_seed_text_level_guidance_steps_negative_and_task_each_matter(painter):
     base = painter.paint([a_request()], use_predicted=False)[0].decoded
     others = [
         painter.paint([a_request(level=2.0)], use_predicted=False),
         painter.paint([a_request(negative="blue ring")], use_predicted=False),
+        painter.paint([a_request(task="remove")], use_predicted=False),
         painter.paint([a_request()], use_predicted=False, guidance=1.0),
         painter.paint([a_request()], use_predicted=False, steps=5),
     ]
@@ -106,6 +107,7 @@ def test_in_python_with_pictures(painter):
     (lambda r: setattr(r, "mask", r.mask[:, :16]), "the mask is 32x16 px and the image 32x32 px"),
     (lambda r: setattr(r, "mask", r.mask * 255), "holds 0 .keep. and 1 .generate., this one holds 255"),
     (lambda r: setattr(r, "level", 2.5), "level 2.5 is outside 0 .outline. to 2 .box."),
+    (lambda r: setattr(r, "task", "remov"), "task: this model has no key 'remov'; did you mean 'remove'"),
 ])
 def test_bad_requests_get_one_clear_line(painter, change, says):
     request = a_request()

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--text", required=True, help="the object to paint")
     parser.add_argument("--precision", default="outline", help="1 or outline: follow the mask; 0 or box: be in it")
     parser.add_argument("--negative", default="", help="what not to paint")
+    parser.add_argument("--task", default="", help="for a model that is told the task: its name (default: the first)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--guidance", type=float, help="default: the model's own")
@@ -54,7 +55,7 @@ def paint(args: argparse.Namespace) -> None:
         mask = pictures.mask_tensor(args.mask)
     painter = Inpainter.load(args.model, args.device)
     level = level_of(args.precision, painter.ladder.num_levels)
-    request = Request(image, mask, args.text, level, args.seed, args.negative)
+    request = Request(image, mask, args.text, level, args.seed, args.negative, args.task)
     chosen = {"steps": args.steps, "guidance": args.guidance}
     options = {key: value for key, value in chosen.items() if value is not None}
     result = painter.paint([request], **options)[0]
@@ -69,7 +70,7 @@ def paint(args: argparse.Namespace) -> None:
         pictures.save_png(picture, args.out / pictures.numbered(name, number))
     about = {
         "image": str(args.image), "mask": str(args.mask or args.box), "text": args.text, "negative": args.negative,
-        "precision": args.precision, "level": level, "seed": args.seed, "model": str(args.model),
+        "task": args.task, "precision": args.precision, "level": level, "seed": args.seed, "model": str(args.model),
         **asdict(replace(painter.options, **options)), "seconds": result.seconds,
     }
     from sb.config import write_whole

@@ -74,7 +74,7 @@ def write_onnx(folder: Path, denoiser: nn.Module, vae: Autoencoder, tokens: tupl
         raise ValueError(f"only the denoiser 'unet' can be written as ONNX, not a {type(denoiser).__name__}")
     shapes = {"latents": (denoiser.conv_in.in_channels,), "t": (), "tokens": tokens}
     if denoiser.class_embedding is not None:
-        shapes["class_vector"] = (denoiser.pooled_width + denoiser.level_rows,)
+        shapes["class_vector"] = (denoiser.pooled_width + denoiser.level_rows + denoiser.task_rows,)
     graphs = (
         _Graph("unet", _Trunk(denoiser), "prediction", shapes, denoiser.grid),
         _Graph("vae_decoder", _Decoder(vae), "picture", {"latents": (vae.latent_channels,)}, 1),

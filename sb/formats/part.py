@@ -95,8 +95,9 @@ def pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def widen(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A text-to-image or inpainting UNet's state for one with more channels in and out and a class embedding.
 
-    ``own`` is the wider module's state dict. New input channels, mask head and class embedding start at zero, so that
-    the first output is the narrow network's and gradients reach all three (SmartBrush starts from Stable Diffusion).
+    ``own`` is the wider module's state dict. New input channels, mask head and rows of the class embedding start at
+    zero, so that the first output is the narrow network's and gradients reach all three (SmartBrush starts from Stable
+    Diffusion).
     Tensors that differ in any other way are left as they are, for the check that follows.
     """
     wider = dict(state)
@@ -106,6 +107,8 @@ def widen(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
             shape[axis] = own[name].shape[axis]
             wider[name] = pad(state[name], tuple(shape))
     for name, value in own.items():
-        if name.startswith("class_embedding.") and name not in state:
-            wider[name] = torch.zeros(value.shape)
+        if name.startswith("class_embedding."):
+            narrow = state.get(name, torch.zeros((0,) * value.ndim))
+            if all(a <= b for a, b in zip(narrow.shape, value.shape, strict=True)):
+                wider[name] = pad(narrow, tuple(value.shape))
     return wider

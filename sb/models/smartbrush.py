@@ -115,7 +115,7 @@ class SmartBrush(ImagesClock):
 
         texts = ["" if drop else text for text, drop in zip(batch.text, dropped.tolist(), strict=True)]
         features = self.text.encode(texts)
-        cond = Condition(features.tokens, features.pooled, batch.level.float())
+        cond = Condition(features.tokens, features.pooled, batch.level.float(), batch.task)
         prediction, logits = self.denoiser(self.conditioning.network_input(x_t, canvas), t, cond)
 
         target = self.schedule.target(canvas.clean, eps, t)

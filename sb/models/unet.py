@@ -2,7 +2,7 @@
 
 Parameter names and block structure are those of diffusers' UNet2DConditionModel, so that a model moves there as it
 is. The mask's k channels are part of the input (C + k), the mask head is the last k channels of the final
-convolution (C + k), and the precision level is the UNet's class embedding: a row per level
+convolution (C + k), and the precision level, and the task where asked, are the UNet's class embedding: a row each
 (``num_class_embeds``), or, where a pooled text goes in as well, a linear map of both
 (``class_embed_type="simple_projection"``).
 
@@ -77,7 +77,8 @@ class UNet(nn.Module):
 
     widths: channels per resolution. attention: which resolutions attend to the text. heads: one number, or one per
     resolution. mask_head: k output channels for the object's mask, 0 for none. pooled_width: width of a pooled text
-    vector that enters beside the level, 0 for none. level_rows: S + 1, 0 for a network without the level.
+    vector that enters beside the level, 0 for none. level_rows: S + 1, 0 for a network without the level. task_rows:
+    one per task of the run, after the levels', 0 for a network that is not told the task.
     scale_shift: time, level and pooled text scale and shift features (diffusers' ``resnet_time_scale_shift``) where
     Stable Diffusion's add to them. zero_init starts every residual branch and the output at zero (for training from
     scratch).
@@ -98,6 +99,7 @@ class UNet(nn.Module):
         groups: int = 32,
         linear_projection: bool = False,
         pooled_width: int = 0,
+        task_rows: int = 0,
         scale_shift: bool = False,
         zero_init: bool = True,
     ):
@@ -107,9 +109,9 @@ class UNet(nn.Module):
         per_stage = [heads] * len(widths) if isinstance(heads, int) else list(heads)
         if len(per_stage) != len(widths):
             raise ValueError(f"unet: {len(widths)} widths and {len(per_stage)} numbers of heads, one of each a stage")
-        self.out_channels, self.mask_head, self.level_rows, self.pooled_width = (
-            out_channels, mask_head, level_rows, pooled_width,
-        )
+        self.out_channels, self.mask_head = out_channels, mask_head
+        self.pooled_width, self.level_rows, self.task_rows = pooled_width, level_rows, task_rows
+        rows = level_rows + task_rows
         self.sinusoid_width = widths[0]
         self.grid = 2 ** (len(widths) - 1)  # what h and w must be multiples of
         time_width = widths[0] * 4
@@ -125,9 +127,9 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], time_width)
         if pooled_width:
-            self.class_embedding: nn.Module | None = nn.Linear(pooled_width + level_rows, time_width)
+            self.class_embedding: nn.Module | None = nn.Linear(pooled_width + rows, time_width)
         else:
-            self.class_embedding = nn.Embedding(level_rows, time_width) if level_rows else None
+            self.class_embedding = nn.Embedding(rows, time_width) if rows else None
         if isinstance(self.class_embedding, nn.Embedding):
             nn.init.zeros_(self.class_embedding.weight)
 
@@ -163,15 +165,19 @@ class UNet(nn.Module):
         return out[:, : self.out_channels], out[:, self.out_channels:]
 
     def class_vector(self, cond: Condition) -> Tensor | None:
-        """The level as weights over its rows (B, S + 1), a fractional one shared by two, after the pooled text."""
+        """Weights over the rows: after the pooled text (B, P), the level's (B, S + 1), a fractional one shared by two,
+        and the task's."""
         if self.class_embedding is None:
             return None
         rows = torch.arange(self.level_rows, device=cond.level.device)
-        weights = (1 - (cond.level.float()[:, None] - rows).abs()).clamp(min=0)  # (B, S + 1)
+        vector = (1 - (cond.level.float()[:, None] - rows).abs()).clamp(min=0)  # (B, S + 1)
+        if self.task_rows:
+            assert cond.task is not None, "this denoiser is told the task"
+            vector = torch.cat([vector, F.one_hot(cond.task, self.task_rows).float()], dim=1)
         if not self.pooled_width:
-            return weights
+            return vector
         assert cond.pooled is not None, "this denoiser was built for a text tower with a pooled output"
-        return torch.cat([cond.pooled.float(), weights], dim=1)
+        return torch.cat([cond.pooled.float(), vector], dim=1)
 
     def trunk(self, x: Tensor, t: Tensor, context: Tensor, class_vector: Tensor | None) -> Tensor:
         """The UNet proper: (B, C + k, h, w) -> (B, C + k, h, w)."""

@@ -41,6 +41,18 @@ def test_the_first_gradients_reach_mask_input_head_and_levels():
     assert bool((rows[[1, 4]] > 0).all()) and not bool(rows[[0, 2, 3, 5]].any())
 
 
+@pytest.mark.parametrize("pooled", [0, 3])
+def test_task_rows_can_be_added_to_a_model_with_levels(pooled):
+    before = UNet(5, 4, 1, 24, 6, pooled_width=pooled, **SIZES)
+    after = UNet(5, 4, 1, 24, 6, pooled_width=pooled, task_rows=2, **SIZES)
+    torch.nn.init.normal_(before.class_embedding.weight)
+    after.load_state_dict(widen(before.state_dict(), after.state_dict()))
+    x, t = torch.randn(1, 5, 8, 8), torch.tensor([20])
+    features = torch.randn(1, 5, 24), torch.randn(1, 3) if pooled else None, torch.tensor([2.5])
+    told = after(x, t, Condition(*features, torch.tensor([1])))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(told, before(x, t, Condition(*features)), strict=True))
+
+
 def test_only_channels_and_levels_are_widened():
     narrow, wide = UNet(4, 4, 0, 24, 0, **SIZES), UNet(5, 4, 1, 24, 6, **{**SIZES, "widths": (32, 96)})
     state = widen(narrow.state_dict(), wide.state_dict())

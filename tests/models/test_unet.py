@@ -94,3 +94,19 @@ def test_it_listens_to(what):
 def test_lists_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="2 widths and 3 attention flags"):
         UNet(5, 4, 1, 12, 6, widths=(16, 32), attention=(True, True, False))
+
+
+@pytest.mark.parametrize("pooled", [0, 7])
+def test_tasks_have_rows_after_the_levels(pooled):
+    unet = small(task_rows=3, pooled_width=pooled)
+    cond = condition(2, torch.tensor([1.0, 1.0]), pooled)
+    cond.task = torch.tensor([0, 2])
+    vector = unet.class_vector(cond)[:, pooled:]
+    assert vector.tolist() == [[0, 1, 0, 0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0, 1]]
+    if not pooled:
+        assert unet.class_embedding.weight.shape[0] == 9
+        torch.nn.init.normal_(unet.class_embedding.weight)
+    x, t = torch.randn(1, 5, 8, 8).repeat(2, 1, 1, 1), torch.tensor([10, 10])
+    cond.tokens, cond.pooled = cond.tokens[:1].repeat(2, 1, 1), None if not pooled else cond.pooled[:1].repeat(2, 1)
+    first, second = unet(x, t, cond)[0]
+    assert not torch.allclose(first, second)  # the two differ in nothing else
