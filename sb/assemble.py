@@ -3,6 +3,7 @@
 ``assemble`` makes a training run, ``load_inpainter`` makes a painter of what a run left in ``run_dir/model``.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
 from sb.models.lora import add_lora, check_grown
 from sb.models.weights import load_state, no_init
-from sb.registry import build, build_fitted, call, lookup
+from sb.registry import build, build_fitted, call, filled, lookup
 from sb.types import Request, Result
 
+log = logging.getLogger(__name__)
 SECTIONS = {  # sections of a run file that name an entry, and the kind they name
     "system": "system", "vae": "vae", "text": "text", "denoiser": "denoiser", "schedule": "schedule",
     "conditioning": "conditioning", "objective": "objective", "optimizer": "optimizer", "sampler": "sampler",
@@ -91,7 +93,7 @@ def assemble(config: Any) -> Run:
             adapter = call("lora", add_lora, cfg["lora"], denoiser=system.denoiser)
         painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, {})
         _check_size(cfg["image_size"], painter)
-        runtime.update(paint=_live(painter, system), requests=_val_requests(data, ladder))
+        runtime.update(paint=_live(painter, system), requests=_val_requests(data, painter))
     else:
         system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
     if placement.channels_last:
@@ -120,7 +122,8 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
-    """The autoencoder of a run file, with the weights, scale and shift of ``vae.weights`` where it names a checkpoint.
+    """The autoencoder of a run file, with the weights of ``vae.weights`` where it names a checkpoint, and that one's
+    scale and shift unless the run file gives its own.
 
     Raises ValueError where the checkpoint holds none, or another one than the run file describes.
     """
@@ -132,7 +135,8 @@ def build_vae(cfg: Mapping[str, Any]) -> Any:
         _agree("vae", spec, source)
         _load(vae, source, "vae")
         found = source.config.get("vae", {})
-        vae.scale, vae.shift = float(found.get("scale", vae.scale)), float(found.get("shift", vae.shift))
+        known = {"scale": vae.scale, "shift": vae.shift} | {k: found[k] for k in ("scale", "shift") if k in found}
+        vae.scale, vae.shift = (float({**known, **spec}[name]) for name in ("scale", "shift"))
     return vae
 
 
@@ -146,11 +150,11 @@ def build_text(cfg: Mapping[str, Any]) -> Any:
     text = build("text", spec)
     if weights:
         source = open_source(weights)
+        _agree("text", spec, source)
         found = source.config.get("text", {})
         if not {"clip"} == {found.get("name"), spec["name"]}:
             _load(text, source, "text")
             return text
-        _agree("text", describe.tower_seen(spec), source, describe.tower_seen(found))
         with torch.device("meta"):
             there = build("text", found)
         state = source.part("text").state(there.state_dict())
@@ -180,9 +184,12 @@ def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int,
         own = there = denoiser.state_dict()
         if "denoiser" in source.config:
             _agree("denoiser", spec, source)
-            sections = {name: source.config[name] for name in ("denoiser", "conditioning")}
+            _warn_of_prediction(cfg, source)
+            about_unet = ("denoiser", "conditioning", "data")
+            sections: dict[str, Any] = {key: source.config[key] for key in about_unet if key in source.config}
+            rungs = call("ladder", Ladder, source.config["ladder"]) if "ladder" in source.config else ladder
             with torch.device("meta"):
-                there = build_denoiser({**cfg, **sections}, ladder, latent_channels, text).state_dict()
+                there = build_denoiser({**cfg, **sections}, rungs, latent_channels, text).state_dict()
         state = source.part("unet").state(there)
         if isinstance(cfg.get("lora"), Mapping):
             shapes = {name: value.shape for name, value in state.items()}
@@ -226,13 +233,25 @@ def _load(module: torch.nn.Module, source: Source, name: str) -> None:
     module.load_state_dict(source.part(name).state(module.state_dict()))
 
 
-def _agree(
-    section: str, spec: Mapping[str, Any], source: Source, found: Mapping[str, Any] | None = None
-) -> None:
+def _agree(section: str, spec: Mapping[str, Any], source: Source) -> None:
     """Raise ValueError where a run file's section and a checkpoint differ in what tensor shapes do not show."""
-    faults = describe.differences(spec, source.config.get(section, {}) if found is None else found)
+    found = source.config.get(section)
+    if not found or {spec["name"], found["name"]} == {"clip", "openclip"}:
+        return
+    if spec["name"] != found["name"]:
+        faults = [f"name is {spec['name']}, there {found['name']}"]
+    elif spec["name"] == "clip":
+        faults = describe.differences(describe.tower_seen(spec), describe.tower_seen(found))
+    else:
+        faults = describe.differences(filled(section, spec), filled(section, found))
     if faults:
         raise ValueError(f"{section}: {source.path} is another network: {'; '.join(faults)}")
+
+
+def _warn_of_prediction(cfg: Mapping[str, Any], source: Source) -> None:
+    ours, there = (sections.get("schedule", {}).get("prediction") for sections in (cfg, source.config))
+    if ours and there and ours != there:
+        log.warning("%s predicts %s, this run %s: it starts with the wrong answers", source.path, there, ours)
 
 
 def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L.LightningModule:
@@ -257,7 +276,7 @@ def _inpainter(
         denoiser, vae, text, build("schedule", cfg["schedule"]), ladder, build("conditioning", cfg["conditioning"]),
         lookup("sampler", cfg["sampler"]["name"]), call("inpaint", PaintOptions, cfg.get("inpaint") or {}),
         dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
-        tasks=[task["name"] for task in cfg.get("data", {}).get("tasks", ())],
+        tasks=[task["name"] for task in cfg["data"]["tasks"]] if getattr(denoiser, "task_rows", 0) else (),
     )
 
 
@@ -278,7 +297,7 @@ def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
     return paint
 
 
-def _val_requests(data: ShardData, ladder: Ladder, each: int = 4) -> dict[str, list[Request]]:
+def _val_requests(data: ShardData, painter: Inpainter, each: int = 4) -> dict[str, list[Request]]:
     """The first validation samples of every task as requests: their own mask, level and text, over their picture."""
     if not data.val_spec:
         return {}
@@ -286,12 +305,13 @@ def _val_requests(data: ShardData, ladder: Ladder, each: int = 4) -> dict[str, l
     count = min(data.val_images, sum(order.num_samples for order in samples.orders))
     requests: dict[str, list[Request]] = {name: [] for name in data.task_names}
     for batch in ShardLoader(FixedStream(samples, count, 16), lambda: 0):
-        mask = ladder(batch.outline, batch.level)
+        mask = painter.ladder(batch.outline, batch.level)
         for i, task in enumerate(batch.task.tolist()):
-            wanted = requests[data.task_names[task]]
+            name = data.task_names[task]
+            wanted, told = requests[name], name if name in painter.tasks else ""
             if len(wanted) < each:
                 level = float(batch.level[i])
-                wanted.append(Request(batch.image[i], mask[i], batch.text[i], level, seed=len(wanted)))
+                wanted.append(Request(batch.image[i], mask[i], batch.text[i], level, seed=len(wanted), task=told))
         if all(len(found) == each for found in requests.values()):
             break
     return {name: found for name, found in requests.items() if found}

@@ -54,32 +54,35 @@ def convert(
 def _states(opened: Source, cfg: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
     """Every network's tensors under our names, checked against the network that the sections describe."""
     with torch.device("meta"):
-        if {"text", "unet"} <= opened.parts.keys():
+        if opened.parts.keys() == {"vae", "text", "unet"}:
             modules = assemble.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
-        elif "vae" in opened.parts:
+        elif opened.parts.keys() == {"vae"}:
             modules = {"vae": build("vae", opened.config["vae"])}
         else:
-            raise ValueError(f"{opened.path} holds only {' and '.join(opened.parts)}: convert a whole model, or a VAE")
+            there = " and ".join(opened.parts) or "nothing"
+            raise ValueError(f"{opened.path} holds {there} of vae, text, unet: convert a whole model, or a VAE alone")
     return opened.states({name: module.state_dict() for name, module in modules.items()})
 
 
 def _to_sb(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
-    about = opened.about or {"name": opened.path.stem, "imported_from": opened.kind}
+    about = {"name": opened.path.stem, "imported_from": opened.kind, **opened.about}
     write_folder(place, states, {**cfg, "name": about["name"]}, about)
     return []
 
 
 def _to_diffusers(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
-    return write.write_diffusers(place, states, cfg)
+    return write.write_diffusers(place, states, cfg, opened.about)
 
 
 def _to_single_file(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
-    return write.write_single_file(place, states, cfg)
+    return write.write_single_file(place, states, cfg, opened.about)
 
 
 def _to_onnx(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
     from sb.formats.onnx import write_onnx
 
+    if "unet" not in states:
+        raise ValueError(f"{opened.path} holds a VAE alone: --to onnx needs a whole model")
     with no_init():
         modules = assemble.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
     for name, module in modules.items():

@@ -76,7 +76,7 @@ def _made(path: Path, report: Callable[[str], None]) -> Path:
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter.data, std=0.02)
     states = {name: module.state_dict() for name, module in parts.items()}
-    write_single_file(path, states, {**SD1, "schedule": {"name": "scaled_linear", "prediction": "eps"}})
+    write_single_file(path, states, {**SD1, "schedule": {"name": "scaled_linear", "prediction": "eps"}}, {})
     return path
 
 

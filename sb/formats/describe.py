@@ -13,6 +13,7 @@ Spec = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 SD_HEADS, SD2_HEAD_WIDTH = 8, 64  # what no tensor tells: SD1 has eight heads everywhere, SD2 heads of 64 channels
 CLIP_HEAD_WIDTH = 64
+SD_SCALE = 0.18215  # of Stable Diffusion's latents
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS = {"num_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's
 
@@ -38,9 +39,11 @@ def unet_of_config(config: Mapping[str, Any], where: str) -> Spec:
     }
 
 
-def unet_of_shapes(shapes: Shapes) -> Spec:
+def unet_of_shapes(shapes: Shapes, where: str) -> Spec:
     """The same from a CompVis UNet's entries without their prefix."""
     flat = {name: shape for name, shape in shapes.items() if name.startswith("input_blocks.")}
+    if not flat or any(name.startswith("label_emb.") and not name.endswith("weight") for name in shapes):
+        raise ValueError(f"{where} is no Stable Diffusion 1 or 2 UNet (SDXL and others are not supported)")
     places = sorted({int(name.split(".")[1]) for name in flat})
     downs = sorted({int(n.split(".")[1]) for n in flat if ".op." in n})
     blocks = (downs[0] if downs else places[-1] + 1) - 1
@@ -62,7 +65,8 @@ def unet_of_shapes(shapes: Shapes) -> Spec:
 def vae_of_config(config: Mapping[str, Any], where: str) -> Spec:
     """``vae`` of a diffusers AutoencoderKL or AutoencoderTiny; ValueError for another kind."""
     kind, scale, shift = config.get("_class_name"), config.get("scaling_factor"), config.get("shift_factor")
-    ends = {"scale": 1.0 if scale is None else float(scale), "shift": float(shift or 0.0)}
+    usual = SD_SCALE if kind == "AutoencoderKL" else 1.0  # folders older than that setting do not name it
+    ends = {"scale": usual if scale is None else float(scale), "shift": float(shift or 0.0)}
     if kind == "AutoencoderKL":
         widths = list(config["block_out_channels"])
         return {
@@ -81,7 +85,7 @@ def vae_of_config(config: Mapping[str, Any], where: str) -> Spec:
     raise ValueError(f"{where} is a {kind}; AutoencoderKL and AutoencoderTiny are supported")
 
 
-def vae_of_shapes(shapes: Shapes) -> Spec:
+def vae_of_shapes(shapes: Shapes, where: str) -> Spec:
     """``vae`` of a CompVis autoencoder's entries without their prefix; Stable Diffusion's scale."""
     blocks: dict[int, set[int]] = {}
     widths: dict[int, list[int]] = {}
@@ -90,6 +94,8 @@ def vae_of_shapes(shapes: Shapes) -> Spec:
         if found:
             blocks.setdefault(int(found[1]), set()).add(int(found[2]))
             widths.setdefault(int(found[1]), []).append(shape[0])
+    if not widths:
+        raise ValueError(f"{where} holds no autoencoder's encoder")
     per_level = [_most(widths[level]) for level in sorted(widths)]
     latent_channels = _most(
         shape[0] // (1 if name.startswith("post") else 2)
@@ -99,7 +105,7 @@ def vae_of_shapes(shapes: Shapes) -> Spec:
         "name": "kl", "channels": per_level[0], "multipliers": [width // per_level[0] for width in per_level],
         "blocks": _most(max(found) + 1 for found in blocks.values()), "latent_channels": latent_channels,
         "mid_attention": any(name.startswith("encoder.mid.attn_1.") for name in shapes), "norm_groups": 32,
-        "scale": 0.18215, "shift": 0.0,
+        "scale": SD_SCALE, "shift": 0.0,
     }
 
 

@@ -38,21 +38,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path, raw: bool) -> tuple[dict[str, Any], dict[str, Part], list[str], dict[str, Any]]:
-    """The run file's sections, the networks, no extras, and ``meta.json``; the denoiser averaged, or ``raw``.
+    """The run file's sections, the networks, what is left aside, and ``meta.json``; the denoiser averaged, or ``raw``.
 
-    The VAE has the scale and shift that were measured; where training started from is left out.
+    The VAE has the scale and shift that were measured.
     """
     config, meta = run_files.plain(run_files.load(folder / "config.yaml")), read_meta(folder)
-    for section in ("vae", "text", "denoiser"):
-        if section in config:
-            config[section] = {k: v for k, v in config[section].items() if k not in ("weights", "pretrained")}
     config["vae"].update(scale=float(meta["latent_scale"]), shift=float(meta["latent_shift"]))
     files = {"vae": "vae", "text": "text", "unet": "unet.raw" if raw else "unet"}
     parts = {
         name: Part(read_state(place), names.plain(), str(place))
         for name, stem in files.items() if (place := folder / f"{stem}.safetensors").is_file()
     }
-    return config, parts, [], meta
+    other = "unet" if raw else "unet.raw"  # the weights that were not asked for
+    extras = [f"{other}.safetensors"] if (folder / f"{other}.safetensors").is_file() else []
+    return config, parts, extras, meta
 
 
 def write_folder(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from sb.formats.names import Layout
-
-_SHOWN = 20
+from sb.models.weights import raise_misfit
 
 
 @dataclass
@@ -76,11 +75,7 @@ def raise_for(parts: Sequence[Part], own: Sequence[Mapping[str, Tensor]]) -> Non
         for what, found in part.faults(state).items():
             faults.setdefault(what, []).extend(found)
             wrong += [part.where] if found and part.where not in wrong else []
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} does not fit this model; " + "; ".join(
-            f"{len(found)} {what}: {', '.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''}"
-            for what, found in faults.items() if found
-        ))
+    raise_misfit(", ".join(wrong), faults)
 
 
 def pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -25,7 +25,8 @@ ABOUT_KEY = "sb.config"  # the same in a single file's header
 BESIDE = "sb."  # the same as EXTRAS_FILE in a single file, as a prefix
 _EXTRAS = re.compile(  # what single files hold beside their networks
     r"(model_ema\..*|betas|alphas_.*|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|scale_factor|lvlb_weights"
-    r"|.*\.loss\..*|loss\..*|.*position_ids|cond_stage_model\.(model\.)?logit_scale|.*\.attn_mask)"
+    r"|.*\.loss\..*|loss\..*|.*position_ids|cond_stage_model\.(model\.)?logit_scale|.*\.attn_mask"
+    r"|cond_stage_model\.transformer\.text_projection\.weight)"
 )
 _VAE_ALONE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
 ACCEPTED = (
@@ -81,8 +82,23 @@ def open_source(path: str | Path, weights: str = "ema", prediction: str | None =
     say. Raises ValueError for what is not recognised, or cannot be read without running code of its own.
     """
     path = Path(path)
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', not '{weights}'")
+    if weights not in ("ema", "raw") or prediction not in (None, "eps", "v"):
+        raise ValueError(f"weights must be ema or raw, prediction eps or v; not {weights} and {prediction}")
+    try:
+        source = _recognised(path, weights, prediction)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:  # a config or file that lacks what its kind has
+        raise ValueError(f"{path} is not whole: {type(error).__name__} {error}") from None
+    for section in ("vae", "text", "denoiser"):
+        if section in source.config:  # where its training started from is no part of what it is
+            spec = source.config[section]
+            source.config[section] = {k: v for k, v in spec.items() if k not in ("weights", "pretrained")}
+    told = source.config.get("schedule", {}).get("prediction")
+    if prediction and told != prediction:
+        raise ValueError(f"{path} says that it predicts {told}: leave out the prediction {prediction}")
+    return source
+
+
+def _recognised(path: Path, weights: str, prediction: str | None) -> Source:
     folder = own.find_folder(path)
     if folder is not None:
         raw = weights == "raw" or path.name == "unet.raw.safetensors"
@@ -92,19 +108,28 @@ def open_source(path: str | Path, weights: str = "ema", prediction: str | None =
     if path.is_file():
         return _single_file(path, weights, prediction)
     if (path / "model_index.json").is_file():
-        return _diffusers(path, prediction)
+        return _diffusers(path)
     if (path / "config.json").is_file():
         return _diffusers_part(path)
     if path.is_dir():
-        halves = [_one(path, f"*{half}*") for half in ("encoder", "decoder")]
-        if halves[0] and halves[1]:
-            return _pair(path, halves[0], halves[1])
+        pairs = _pairs(path)
+        if len(pairs) > 1:
+            several = ", ".join(encoder.name for encoder, _ in pairs)
+            raise ValueError(f"{path} holds several autoencoders ({several}): keep one pair")
+        if pairs:
+            return _pair(path, *pairs[0])
     raise ValueError(f"{path} is no checkpoint that is known here: expected {ACCEPTED}")
 
 
-def _one(folder: Path, pattern: str) -> Path | None:
-    found = [p for p in sorted(folder.glob(pattern)) if p.suffix in (".safetensors", ".pth", ".pt", ".bin")]
-    return found[0] if found else None
+def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Files of one name but for ``encoder`` and ``decoder``; of two suffixes the safe one."""
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for suffix in (".pt", ".pth", ".safetensors"):
+        for encoder in sorted(folder.glob(f"*encoder*{suffix}")):
+            decoder = encoder.with_name(encoder.name.replace("encoder", "decoder"))
+            if decoder.is_file():
+                pairs[encoder.stem] = encoder, decoder
+    return list(pairs.values())
 
 
 def _pair(path: Path, encoder: Path, decoder: Path) -> Source:
@@ -119,11 +144,15 @@ def _diffusers_part(path: Path) -> Source:
     config = _json(path / "config.json")
     if config.get("_class_name") == "UNet2DConditionModel":
         return Source(path, "diffusers unet", _unet_config(config, path), {"unet": _folder_part(path, names.plain())})
-    vae = describe.vae_of_config(config, str(path))
-    return Source(path, "diffusers vae", {"vae": vae}, {"vae": _vae_part(path)})
+    if "architectures" in config:
+        raise ValueError(f"{path} is one part of a model, {config['architectures']}: give the folder around it")
+    part = _vae_part(path)
+    part.padded = (path / ABOUT_FILE).is_file()
+    about = _json(path / ABOUT_FILE) if part.padded else {"vae": describe.vae_of_config(config, str(path))}
+    return Source(path, "diffusers vae", about, {"vae": part}, about=about.pop("meta", {}))
 
 
-def _diffusers(path: Path, prediction: str | None) -> Source:
+def _diffusers(path: Path) -> Source:
     """A pipeline folder; ours have a file with the run file's sections and one with what had no place."""
     text_config, tensors = _json(path / "text_encoder" / "config.json"), _folder_tensors(path / "text_encoder")
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
@@ -137,10 +166,9 @@ def _diffusers(path: Path, prediction: str | None) -> Source:
     }
     if (path / ABOUT_FILE).is_file():
         parts["vae"].padded = True
-        return Source(path, "diffusers folder of ours", _json(path / ABOUT_FILE), parts)
+        config = _json(path / ABOUT_FILE)
+        return Source(path, "diffusers folder of ours", config, parts, about=config.pop("meta", {}))
     schedule = describe.schedule_of_config(_json(path / "scheduler" / "scheduler_config.json"), f"{path}/scheduler")
-    if prediction:
-        schedule["prediction"] = prediction
     config = {
         **_unet_config(_json(path / "unet" / "config.json"), path / "unet"), "schedule": schedule,
         "vae": describe.vae_of_config(_json(path / "vae" / "config.json"), f"{path}/vae"),
@@ -218,8 +246,8 @@ def _single_file(path: Path, weights: str, prediction: str | None) -> Source:
     extras, strangers = [], []
     alone = not any(name.startswith("model.diffusion_model.") for name in state)
     for name, value in state.items():
-        if name.startswith(BESIDE):
-            groups[name.split(".")[1]][name] = value
+        if name.startswith(f"{BESIDE}text."):
+            groups["text"][name] = value
         elif _EXTRAS.fullmatch(name):
             extras.append(name)
         elif name.startswith("model.diffusion_model."):
@@ -235,6 +263,7 @@ def _single_file(path: Path, weights: str, prediction: str | None) -> Source:
     if strangers:
         raise ValueError(f"{path} does not fit this model; {len(strangers)} unexpected: {', '.join(strangers[:20])}")
     config = json.loads(about) if about else {}
+    meta = config.pop("meta", {})
     parts: dict[str, Part] = {}
     readers: dict[str, Callable[..., Any]] = {"unet": _unet_of_file, "vae": _vae_of_file, "text": _text_of_file}
     for name, tensors in groups.items():
@@ -247,14 +276,12 @@ def _single_file(path: Path, weights: str, prediction: str | None) -> Source:
             "name": "scaled_linear", **describe.BETAS, "zero_terminal_snr": False,
             "prediction": prediction or (None if config["denoiser"]["linear_projection"] else "eps"),
         }
-    averages = {name: value for name, value in state.items() if name.startswith("model_ema.")}
+    counters = ("model_ema.decay", "model_ema.num_updates")  # pruned files keep these two and nothing else of it
+    averages = {n: value for n, value in state.items() if n.startswith("model_ema.") and n not in counters}
     if weights == "ema" and averages and "unet" in parts:
         extras = [name for name in extras if name not in averages] + list(parts["unet"].tensors)
-        count = [name for name in averages if name in ("model_ema.decay", "model_ema.num_updates")]
-        extras += count
-        kept = {name: value for name, value in averages.items() if name not in count}
-        parts["unet"] = Part(kept, names.averaged(parts["unet"].layout), str(path))
-    return Source(path, "single file of ours" if about else "single file", config, parts, extras)
+        parts["unet"] = Part(averages, names.averaged(parts["unet"].layout), str(path))
+    return Source(path, "single file of ours" if about else "single file", config, parts, extras, meta)
 
 
 def _unet_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Part]:
@@ -263,7 +290,7 @@ def _unet_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: 
     if "denoiser" not in config:
         shapes = _shapes(tensors, prefix)
         ends = shapes.get("input_blocks.0.0.weight", (0, 4)), shapes.get("out.2.weight", (4,))
-        found = _of_channels(describe.unet_of_shapes(shapes), ends[0][1], ends[1][0], where)
+        found = _of_channels(describe.unet_of_shapes(shapes, where), ends[0][1], ends[1][0], where)
     spec = filled("denoiser", config.get("denoiser") or found["denoiser"])
     return found, Part(tensors, names.compvis_unet(spec["blocks"], spec["attention"], prefix), where)
 
@@ -277,7 +304,7 @@ def _vae_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: s
         spec = describe.tiny_of_shapes(_shapes(tensors, f"{prefix}encoder.layers."))
         return {"vae": spec}, Part(tensors, names.plain(prefix), where)
     diffusers = any(".down_blocks." in f".{name}" for name in shapes)
-    spec = config.get("vae") or describe.vae_of_shapes(_as_compvis(shapes) if diffusers else shapes)
+    spec = config.get("vae") or describe.vae_of_shapes(_as_compvis(shapes) if diffusers else shapes, where)
     layout = names.plain(prefix) if diffusers else names.compvis_vae(len(filled("vae", spec)["multipliers"]), prefix)
     return {"vae": spec}, Part(tensors, layout, where)
 
@@ -310,8 +337,11 @@ def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"no {path.name} in {path.parent}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not readable: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping")
+    return content

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sb.config import write_whole
-from sb.formats import names
+from sb.formats import describe, names
 from sb.formats.part import pad
 from sb.formats.source import ABOUT_FILE, ABOUT_KEY, BESIDE, EXTRAS_FILE, with_beside
 from sb.formats.tokenizer import write_tokenizer
@@ -22,15 +22,15 @@ from sb.registry import filled
 _NAMED = ("vae", "text", "denoiser", "schedule")
 State = Mapping[str, Tensor]
 Sections = Mapping[str, Any]
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+PREDICTIONS = {ours: theirs for theirs, ours in describe.PREDICTIONS.items()}
 
 
-def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections) -> list[str]:
+def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections, meta: Sections) -> list[str]:
     """A diffusers pipeline folder, or that of a VAE alone; returns the names of what went into
     ``smartbrush.safetensors`` beside it.
 
     states: ``vae``, ``text`` and ``unet`` under our names. What the folder cannot say of a model (precision levels, a
-    mask head) is in ``smartbrush.json``, the run file's sections, without which it is not read back.
+    mask head) is in ``smartbrush.json``, the run file's sections and ``meta``, without which it is not read back.
     Raises ValueError for parts that diffusers has no class for.
     """
     said, config = config, {**config, **{name: filled(name, config[name]) for name in _NAMED if name in config}}
@@ -38,6 +38,8 @@ def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections)
     if "unet" not in states:
         write_state(vae_state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
         _write_json(folder / "config.json", vae_config)
+        if vae_state is not states["vae"]:
+            _write_json(folder / ABOUT_FILE, {"vae": said["vae"], "meta": meta})
         return []
     text_config = _text(config["text"], states["text"])
     cut = _cut(states["text"], with_beside(names.hugging_face_clip("text_model.", text_config["num_hidden_layers"])))
@@ -59,12 +61,12 @@ def write_diffusers(folder: Path, states: Mapping[str, State], config: Sections)
     if beside:
         write_state(beside, folder / EXTRAS_FILE)
     if beside or _is_ours(config):
-        _write_json(folder / ABOUT_FILE, said)
+        _write_json(folder / ABOUT_FILE, {**said, "meta": meta})
     return sorted(beside)
 
 
-def write_single_file(path: Path, states: Mapping[str, State], config: Sections) -> list[str]:
-    """One .safetensors file in CompVis' layout, with the run file's sections in its header.
+def write_single_file(path: Path, states: Mapping[str, State], config: Sections, meta: Sections) -> list[str]:
+    """One .safetensors file in CompVis' layout, with the run file's sections and ``meta`` in its header.
 
     Returns the names of what that layout has no place for; they are kept behind ``sb.``.
     """
@@ -77,7 +79,7 @@ def write_single_file(path: Path, states: Mapping[str, State], config: Sections)
         layouts["unet"] = names.compvis_unet(denoiser["blocks"], denoiser["attention"])
         layouts["text"] = with_beside(text_layout(config["text"]))
     entries = {key: value for part, state in states.items() for key, value in _cut(state, layouts[part]).items()}
-    write_state(entries, path, {"format": "pt", ABOUT_KEY: json.dumps(said)})
+    write_state(entries, path, {"format": "pt", ABOUT_KEY: json.dumps({**said, "meta": meta})})
     return sorted(name for name in entries if name.startswith(BESIDE))
 
 
@@ -86,6 +88,7 @@ def _is_ours(config: Sections) -> bool:
     denoiser, vae = config["denoiser"], config["vae"]
     return (
         denoiser.get("with_level", True) or denoiser.get("with_mask_head", True) or config["text"]["name"] != "clip"
+        or denoiser.get("with_task") or config["conditioning"]["name"] == "smartbrush"
         or config["text"]["pool"] != "none"
         or vae["name"] == "tiny" and not isinstance(vae["widths"], int) and len(set(vae["widths"])) > 1
     )
@@ -174,7 +177,7 @@ def _vae(spec: Sections, state: State) -> tuple[dict[str, Any], State]:
         "decoder_block_out_channels": [max(widths)] * (stages + 1), "num_encoder_blocks": blocks,
         "num_decoder_blocks": list(reversed(blocks)), "latent_channels": spec.get("latent_channels", 4),
         "latent_magnitude": 3, "latent_shift": 0.5, "upsampling_scaling_factor": 2, **ends,
-    }, _one_width(state, max(widths))
+    }, state if len(set(widths)) == 1 else _one_width(state, max(widths))
 
 
 def _one_width(state: State, width: int) -> State:

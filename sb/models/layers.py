@@ -58,7 +58,8 @@ class ResnetBlock(nn.Module):
             hidden = self.norm2(hidden) * (1 + scale) + shift
         else:
             hidden = self.norm2(hidden + self.time_emb_proj(time)[:, :, None, None])
-        hidden = self.conv2(F.silu(hidden))
+        hidden = F.silu(hidden)  # on a line of its own: what it replaces is freed before the convolution
+        hidden = self.conv2(hidden)
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

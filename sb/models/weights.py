@@ -1,7 +1,6 @@
 """Weights in and out: safetensors, or PyTorch files read with ``weights_only``; by name, with nothing skipped."""
 
 import errno
-import pickle
 import re
 import zipfile
 import zlib
@@ -19,15 +18,22 @@ from sb.config import whole
 
 
 class _Inert:
-    """Stands in for a class that old Lightning checkpoints name beside their weights, and does nothing."""
+    """Stands in for what old Lightning checkpoints name beside their weights, and does nothing."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-# named in the pickles of published Stable Diffusion checkpoints
-_STAND_INS = [
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "pytorch_lightning.utilities.argparse.AttributeDict",
-]
+_STAND_INS: list[Any] = [  # named in the pickles of published Stable Diffusion checkpoints
+    (_Inert, name) for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+    )
+] + [(dict, "pytorch_lightning.utilities.parsing.AttributeDict")]
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -39,14 +45,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() in (".safetensors", ".sft"):
             return load_file(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS]):
+        with torch.serialization.safe_globals(_STAND_INS):
             mapped = zipfile.is_zipfile(path)  # torch.save's format since 1.6
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, ImportError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from None
-    state = state.get("state_dict", state)
+    except Exception as error:  # a broken or foreign pickle fails in any way there is
+        why = (str(error).splitlines() or ["cut off"])[0]
+        raise ValueError(f"{path} is not a readable weights file: {why}") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a readable weights file: it holds other things than tensors by name")
     return state
@@ -54,7 +61,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def read_header(path: str | Path) -> dict[str, str]:
     """The texts in a safetensors file's header; nothing for other files."""
-    if Path(path).suffix != ".safetensors":
+    if Path(path).suffix.lower() not in (".safetensors", ".sft"):
         return {}
     with safe_open(path, "pt") as file:
         return file.metadata() or {}
@@ -63,15 +70,20 @@ def read_header(path: str | Path) -> dict[str, str]:
 def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Raise ValueError where ``state`` does not fit: how many tensors are missing, unexpected or of another shape."""
     own = module.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(state)) if own[name].shape != state[name].shape
-    ]
+    raise_misfit(where, {
+        "missing": sorted(set(own) - set(state)), "unexpected": sorted(set(state) - set(own)),
+        "of another shape": [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+            for name in sorted(set(own) & set(state)) if own[name].shape != state[name].shape
+        ],
+    })
+
+
+def raise_misfit(where: str, faults: Mapping[str, list[str]], shown: int = 20) -> None:
+    """ValueError that lists tensors by what is wrong with them, where there is one."""
     parts = [
-        f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if found
+        f"{len(found)} {what}: {', '.join(found[:shown])}{', ...' if len(found) > shown else ''}"
+        for what, found in faults.items() if found
     ]
     if parts:
         raise ValueError(f"{where} does not fit this model; {'; '.join(parts)}")

@@ -1,5 +1,6 @@
 """In and out again: every pair of formats gives every tensor back, bit for bit, and says what it left where."""
 
+import shutil
 import subprocess
 import sys
 
@@ -122,8 +123,35 @@ def test_a_vae_alone(published, tmp_path):
     assert same(back.state_dict(), parts["vae"].state_dict()) and back.config.scaling_factor == 0.18215
     with pytest.raises(ValueError, match="holds vae and cannot paint"):
         load_inpainter(tmp_path / "sb")
-    with pytest.raises(ValueError, match="holds only unet"):
-        convert(folder / "unet", tmp_path / "x", "sb")
+    for place, to in ((folder / "unet", "sb"), (folder / "vae", "onnx")):
+        with pytest.raises(ValueError, match="convert a whole model, or a VAE alone|needs a whole model"):
+            convert(place, tmp_path / "x", to)
+    assert not (tmp_path / "x").exists()
+
+
+def test_half_a_model_is_not_taken_for_a_vae(trained_model, tmp_path):
+    shutil.copytree(trained_model / "model", tmp_path / "half")
+    (tmp_path / "half" / "unet.raw.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds vae and text of vae, text, unet"):
+        convert(tmp_path / "half", tmp_path / "x", "diffusers", weights="raw")
+
+
+def test_a_lone_tiny_vae_of_two_widths_comes_back_with_them(trained_model, tmp_path):
+    (tmp_path / "vae").mkdir()
+    for name in ("vae.safetensors", "config.yaml", "meta.json"):
+        shutil.copy(trained_model / "model" / name, tmp_path / "vae" / name)
+    convert(tmp_path / "vae", tmp_path / "out", "diffusers")
+    convert(tmp_path / "out", tmp_path / "back", "sb")
+    assert same(*(load_file(tmp_path / name / "vae.safetensors") for name in ("vae", "back")))
+    pytest.importorskip("diffusers").AutoencoderTiny.from_pretrained(tmp_path / "out")
+
+
+def test_what_is_known_of_a_model_goes_with_it(trained_model, tmp_path):
+    for to, place in (("diffusers", "d"), ("single-file", "s.safetensors")):
+        convert(trained_model, tmp_path / place, to)
+        convert(tmp_path / place, tmp_path / f"back-{to}", "sb")
+        meta = load_inpainter(tmp_path / f"back-{to}").about
+        assert meta["images_seen"] == 8 and meta["tasks"] == ["object", "text_to_image"]
 
 
 @pytest.mark.parametrize("to, target, says", [

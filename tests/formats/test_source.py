@@ -157,7 +157,8 @@ def test_old_lightning_pickles_are_read_without_running_them(compvis, tmp_path):
     modules[names].ModelCheckpoint = kind
     sys.modules.update(modules)
     try:
-        torch.save({"state_dict": compvis("sd1"), "callbacks": {kind: {"best": 1}}}, tmp_path / "sd.ckpt")
+        beside = {kind: {"best": np.float64(1.5), "at": kind()}}
+        torch.save({"state_dict": compvis("sd1"), "callbacks": beside}, tmp_path / "sd.ckpt")
     finally:
         for name in modules:
             sys.modules.pop(name)
@@ -208,6 +209,8 @@ def test_sd2_files_must_be_told_what_they_predict(compvis, tmp_path):
     save_file(compvis("sd2"), tmp_path / "sd.safetensors")
     with pytest.raises(ValueError, match="does not say what it predicts"):
         open_source(tmp_path / "sd.safetensors").sections()
+    with pytest.raises(ValueError, match="does not say what it predicts"):
+        load_inpainter(tmp_path / "sd.safetensors")
     assert open_source(tmp_path / "sd.safetensors", prediction="v").config["schedule"]["prediction"] == "v"
 
 
@@ -249,6 +252,11 @@ def test_tiny_autoencoders_as_a_folder_and_as_a_pair(tmp_path):
     from sb.models.tiny_vae import TinyVAE
 
     image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with pytest.raises(ValueError, match="holds several autoencoders"):
+        for half in ("encoder", "decoder"):
+            shutil.copy(pair / f"taesd_{half}.pth", tmp_path / f"one_{half}.pth")
+            shutil.copy(pair / f"taesd_{half}.pth", tmp_path / f"two_{half}.pth")
+        open_source(tmp_path)
     for place in (tmp_path / "tiny", pair):
         source = open_source(place)
         spec = {key: value for key, value in source.config["vae"].items() if key != "name"}
@@ -258,6 +266,53 @@ def test_tiny_autoencoders_as_a_folder_and_as_a_pair(tmp_path):
         latents = theirs.encode(image).latents
         assert torch.allclose(ours.latents(image), latents, atol=1e-5)
         assert torch.allclose(ours.picture(latents), theirs.decode(latents).sample, atol=1e-5)
+
+
+def test_pruned_files_keep_two_counters_of_their_average(compvis, tmp_path):
+    counts = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    save_file(compvis("sd1") | counts, tmp_path / "sd.safetensors")
+    source = open_source(tmp_path / "sd.safetensors")
+    assert set(source.extras) == set(counts) and "model.diffusion_model.out.2.bias" in source.part("unet").tensors
+
+
+def test_old_folders_do_not_name_stable_diffusions_scale(published, tmp_path):
+    shutil.copytree(published("sd1")[0], tmp_path / "pipe")
+    place = tmp_path / "pipe" / "vae" / "config.json"
+    config = json.loads(place.read_text())
+    del config["scaling_factor"]
+    place.write_text(json.dumps(config))
+    assert load_inpainter(tmp_path / "pipe").vae.scale == 0.18215
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda pipe: (pipe / "unet" / "config.json").write_text("{}"), "is not whole: KeyError 'down_block_types'"),
+    (lambda pipe: (pipe / "vae" / "config.json").write_text("[]"), "holds no mapping"),
+    (lambda pipe: (pipe / "vae" / "config.json").write_text("{"), "is not readable"),
+    (lambda pipe: shutil.rmtree(pipe / "text_encoder"), "no config.json in .*text_encoder"),
+    (lambda pipe: (pipe / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "no weights in .*unet"),
+    (lambda pipe: (pipe / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"xx"), "not a readable weights"),
+])
+def test_what_is_not_whole_is_one_line(published, tmp_path, spoil, says):
+    shutil.copytree(published("sd1")[0], tmp_path / "pipe")
+    spoil(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=says) as error:
+        open_source(tmp_path / "pipe")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x02]q\x00."])
+def test_files_that_hold_no_tensors_are_one_line(tmp_path, content):
+    (tmp_path / "sd.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a readable weights file"):
+        open_source(tmp_path / "sd.ckpt")
+
+
+@pytest.mark.parametrize("weights, prediction", [("average", None), ("ema", "epsilon")])
+def test_choices_are_checked(published, weights, prediction):
+    with pytest.raises(ValueError, match="weights must be ema or raw, prediction eps or v"):
+        open_source(published("sd1")[0], weights, prediction)
+    with pytest.raises(ValueError, match="says that it predicts eps: leave out"):
+        open_source(published("sd1")[0], prediction="v")
 
 
 @pytest.mark.parametrize("change, says", [

@@ -65,6 +65,25 @@ def test_what_shapes_do_not_show_is_compared(published, change, says):
         build_denoiser(cfg, ladder(), 4, build_text(cfg))
 
 
+def test_a_setting_left_to_its_default_is_compared_as_well(published):
+    cfg = sections("sd2", published("sd2")[0])
+    del cfg["denoiser"]["heads"]  # eight by default, whatever the shapes
+    with pytest.raises(ValueError, match=r"heads is 8, there \[1, 2\]"):
+        build_denoiser(cfg, ladder(), 4, build_text(cfg))
+
+
+def test_another_prediction_is_said(published, caplog):
+    cfg = sections("sd1", published("sd1")[0]) | {"schedule": {"name": "scaled_linear", "prediction": "v"}}
+    build_denoiser(cfg, ladder(), 4, build_text(cfg))
+    assert "predicts eps, this run v" in caplog.text
+
+
+def test_the_run_files_own_scale_wins(published):
+    cfg = sections("sd1", published("sd1")[0])
+    cfg["vae"]["scale"] = 0.13025
+    assert build_vae(cfg).scale == 0.13025
+
+
 @pytest.mark.parametrize("change, says", [
     ({"quick_gelu": False}, "quick_gelu is False, there True"), ({"pad": "zero"}, "pad is zero, there eos"),
     ({"layers": 3}, "layers that count is 3, there 2"),
