@@ -26,9 +26,10 @@ def convert(
 ) -> list[str]:
     """Write ``source`` to ``target``, whole or not at all; returns a report, a line each.
 
-    to: one of ``FORMATS``; all but onnx keep every tensor's values and dtype. weights: ``ema`` or ``raw``, where the
-    source holds both. prediction: what an SD2 single file predicts. Raises ValueError for a source that is not known or
-    does not fit what it claims to be, a target that exists, and what a format cannot hold.
+    to: one of ``FORMATS``; all but onnx (denoiser and VAE decoder alone) keep every tensor's values and dtype.
+    weights: ``ema`` or ``raw``, where the source holds both. prediction: what an SD2 single file predicts. Raises
+    ValueError for a source that is not known or does not fit what it claims to be, a target that exists, and what a
+    format cannot hold.
     """
     target = Path(target)
     if to not in FORMATS:
@@ -41,14 +42,12 @@ def convert(
     cfg = opened.sections()
     states = _states(opened, cfg)
     with _aside(target) as place:
-        beside = _WRITERS[to](place, states, cfg, opened)
+        said = _WRITERS[to](place, states, cfg, opened)
     lines = [f"{opened.path}: {opened.kind}"]
     lines += [f"{name}: {len(opened.part(name).tensors)} tensors matched" for name in states]
     if opened.extras:
         lines.append(f"not needed by any network, left out: {_some(opened.extras)}")
-    if beside:
-        lines.append(f"no place in {to}, kept beside: {_some(beside)}")
-    return [*lines, f"wrote {target}"]
+    return [*lines, *said, f"wrote {target}"]
 
 
 def _states(opened: Source, cfg: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
@@ -71,11 +70,15 @@ def _to_sb(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> lis
 
 
 def _to_diffusers(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
-    return write.write_diffusers(place, states, cfg, opened.about)
+    return _beside("diffusers", write.write_diffusers(place, states, cfg, opened.about))
 
 
 def _to_single_file(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:
-    return write.write_single_file(place, states, cfg, opened.about)
+    return _beside("a single file", write.write_single_file(place, states, cfg, opened.about))
+
+
+def _beside(what: str, names: list[str]) -> list[str]:
+    return [f"no place in {what}, kept beside: {_some(names)}"] if names else []
 
 
 def _to_onnx(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> list[str]:

@@ -34,6 +34,9 @@ def benchmark_loading(path: str | Path | None, passes: int, report: Callable[[st
     path: a Stable Diffusion .safetensors file; None makes one of random numbers in SD1.5's layout, in the system's
     temporary folder. The first, unmeasured pass warms the file cache. Linux only: memory is read from /proc.
     """
+    libc = ctypes.CDLL(None)
+    if passes < 1 or not hasattr(libc, "malloc_trim") or not Path("/proc/self/status").is_file():
+        raise ValueError(f"benchmark: load needs Linux with glibc, and passes of at least 1, not {passes}")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(path) if path else _made(Path(folder) / "sd15.safetensors", report)
         size = sum(tensor.nbytes for tensor in read_state(place).values())
@@ -42,7 +45,7 @@ def benchmark_loading(path: str | Path | None, passes: int, report: Callable[[st
         for turn in range(passes + 1):
             for name, work in (("copy", _copy), ("load", _load)):
                 gc.collect()
-                ctypes.CDLL(None).malloc_trim(0)  # what the turn before left in the heap would be got for nothing
+                libc.malloc_trim(0)  # what the turn before left in the heap would be got for nothing
                 with _peak() as peak:
                     start = time.perf_counter()
                     kept = work(place)

@@ -107,7 +107,7 @@ def test_inpaint_says_what_is_wrong_with_the_options(model, drawing, capsys, mor
 
 def test_inpaint_says_what_is_wrong_with_the_model(model, drawing, tmp_path, capsys):
     assert paint(tmp_path, drawing) == 2
-    assert "is no model" in capsys.readouterr().err
+    assert "no checkpoint that is known here" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(model / "model", other)
     cut = (other / "unet.safetensors").read_bytes()

@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, its model/ folder, or a .safetensors file")
+    parser.add_argument("model", metavar="MODEL", help="a run or model folder, or a checkpoint (README)")
     parser.add_argument("--requests", type=int, default=256, help="number of unseen scenes (default 256)")
     parser.add_argument("--batch", type=int, default=64, help="requests painted at once (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes and noise (default 0)")

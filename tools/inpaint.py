@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="a run folder, its model/ folder or a .safetensors file in it")
+    parser.add_argument("--model", required=True, help="a run or model folder, or a checkpoint (README)")
     parser.add_argument("--image", required=True, type=Path)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--mask", type=Path, help="a picture of the image's size; white = paint here")

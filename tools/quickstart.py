@@ -68,7 +68,7 @@ def closing(seconds: dict[str, float]) -> str:
 done in {sum(seconds.values()) / 60:.1f} minutes. Open
   {RUN}/contact_sheet.png   what it paints, from the outline to the box
   {RUN}/report.md           how well, in numbers
-Next:
+Next, after source .venv/bin/activate:
   python tools/inpaint.py --model {RUN} --image {RUN}/examples/scene.png --mask {RUN}/examples/box.png \\
       --precision box --text "striped blue star"
   tensorboard --logdir {RUN}

@@ -1,11 +1,12 @@
 """The denoiser and the VAE's decoder as ONNX files, for programs without PyTorch.
 
 ``unet.onnx`` is one pass through the denoiser: ``latents`` (B, C + k, h, w), what ``sb.conditioning`` makes of noisy
-latents and mask; ``t`` (B,) int64, the schedule's time; ``tokens`` (B, T, D), the text; where the denoiser knows
-levels, ``class_vector`` (B, P + S + 1) as ``UNet.class_vector`` makes it; to ``prediction`` (B, C + k, h, w), whose
-last k channels are the mask head's logits. ``vae_decoder.onnx`` is ``latents`` (B, C, h, w), as denoisers see them, to
-``picture`` (B, 3, H, W), about [-1, 1], not clamped. All are fp32 but ``t``; B, h and w are free, h and w in multiples
-of the denoiser's grid. Schedule, guidance, the paste and the text tower stay with the program that calls.
+latents and mask; ``t`` (B,) int64, the schedule's time; ``tokens`` (B, T, D), the text; where the denoiser knows levels
+or tasks, ``class_vector`` (B, P + S + 1 + tasks) as ``UNet.class_vector`` makes it; to ``prediction`` (B, C + k, h, w),
+whose last k channels are the mask head's logits. ``vae_decoder.onnx`` is ``latents`` (B, C, h, w), as denoisers see
+them, to ``picture`` (B, 3, H, W), about [-1, 1], not clamped. All are fp32 but ``t``; B, h and w are free, h and w in
+multiples of the denoiser's grid. The VAE's encoder, the text tower, schedule, guidance and the paste stay with the
+program that calls.
 
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, T tokens, D text width, P pooled
 width, S + 1 level rows.

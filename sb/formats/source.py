@@ -88,6 +88,7 @@ def open_source(path: str | Path, weights: str = "ema", prediction: str | None =
         source = _recognised(path, weights, prediction)
     except (KeyError, IndexError, TypeError, AttributeError) as error:  # a config or file that lacks what its kind has
         raise ValueError(f"{path} is not whole: {type(error).__name__} {error}") from None
+    run_files.import_plugins(source.config.get("plugins") or ())
     for section in ("vae", "text", "denoiser"):
         if section in source.config:  # where its training started from is no part of what it is
             spec = source.config[section]

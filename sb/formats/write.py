@@ -76,6 +76,8 @@ def write_single_file(path: Path, states: Mapping[str, State], config: Sections,
     layouts = {"vae": names.compvis_vae(len(vae["multipliers"]), prefix) if kl else names.plain(prefix)}
     if "unet" in states:
         denoiser = config["denoiser"]
+        if denoiser["name"] != "unet":
+            raise ValueError(f"a single file has no place for the denoiser '{denoiser['name']}'")
         layouts["unet"] = names.compvis_unet(denoiser["blocks"], denoiser["attention"])
         layouts["text"] = with_beside(text_layout(config["text"]))
     entries = {key: value for part, state in states.items() for key, value in _cut(state, layouts[part]).items()}

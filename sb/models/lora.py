@@ -101,11 +101,13 @@ def add_lora(
 
 def check_grown(grown: Iterable[str], also: Sequence[str], where: str) -> None:
     """Raise ValueError where modules have weights that their checkpoint lacks and nothing would train them."""
+    if not isinstance(also, (list, tuple)) or not all(isinstance(name, str) for name in also):
+        raise ValueError(f"lora: also must be a list of module names, not {also!r}")
     idle = sorted(set(grown) - set(also))
     if idle:
         raise ValueError(
             f"lora: {where} lacks weights of {', '.join(idle)}, which would stay zero; "
-            f"train them whole: lora.also=[{', '.join([*also, *idle])}]"
+            f"train them whole: '+lora.also=[{','.join([*also, *idle])}]'"
         )
 
 

@@ -45,7 +45,7 @@ def benchmark_model(
                 raise ValueError(f"benchmark: {kind} '{name}' is none of {', '.join(known)}")
     chosen = SIZES[size]
     found: dict[str, Any] = {}
-    cells, grid = latent or chosen.latent, 2 ** (len(chosen.unet["widths"]) - 1)
+    cells, grid = chosen.latent if latent is None else latent, 2 ** (len(chosen.unet["widths"]) - 1)
     if cells % grid or min(cells, batch, passes) < 1:
         raise ValueError(f"benchmark: latent must be a multiple of {grid}, batch and passes at least 1")
     versions = ", ".join(f"{name} {library(name).__version__}" for name in ("torch", "diffusers", "transformers"))

@@ -129,6 +129,25 @@ def test_a_vae_alone(published, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_onnx_of_a_whole_model(trained_model, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    report = convert(trained_model, tmp_path / "onnx", "onnx")
+    assert [line.split(" differs")[0] for line in report if "onnxruntime" in line] == [
+        "unet: onnxruntime", "vae_decoder: onnxruntime"
+    ]
+    inputs = onnx_inputs(tmp_path / "onnx" / "unet.onnx")
+    assert inputs["class_vector"][1] == 16 + 6  # the pooled text and a row for each level
+    assert not any("kept beside" in line for line in report)
+
+
+def onnx_inputs(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return {each.name: each.shape for each in session.get_inputs()}
+
+
 def test_half_a_model_is_not_taken_for_a_vae(trained_model, tmp_path):
     shutil.copytree(trained_model / "model", tmp_path / "half")
     (tmp_path / "half" / "unet.raw.safetensors").unlink()

@@ -203,7 +203,7 @@ def test_what_a_checkpoint_lacks_must_be_trained_whole(quickstart, tmp_path):
     ).fit()
     starts = [f"denoiser.weights={narrow}", f"run_dir={tmp_path}/run"]
     with pytest.raises(ValueError, match=r"lacks weights of class_embedding, conv_out, which would stay zero; train "
-                                         r"them whole: lora.also=\[conv_in, class_embedding, conv_out\]"):
+                                         r"them whole: '\+lora.also=\[conv_in,class_embedding,conv_out\]'"):
         quickstart(tmp_path / "run", *starts, "lora={rank: 2, also: [conv_in]}")
     run = quickstart(tmp_path / "run", *starts, "lora={rank: 2, also: [class_embedding, conv_out]}")
     run.fit()
@@ -218,6 +218,7 @@ def test_what_a_checkpoint_lacks_must_be_trained_whole(quickstart, tmp_path):
     ("{rank: 2, targets: []}", "targets is empty"),
     ("{rank: 2, also: [conv_int]}", "also names 'conv_int', .* did you mean 'conv_in'"),
     ("{rank: 2, targets: [conv_in], also: [conv_in]}", "also trains conv_in whole, which is a target too"),
+    ("{rank: 2, also: conv_in}", "also must be a list of module names, not 'conv_in'"),
     ("{rank: 2, also: [mid_block]}", r"also trains mid_block\.\S*to_q whole"),
     ("{rnk: 2}", "lora has no key 'rnk'; did you mean 'rank'"),
     ("{}", "lora needs 'rank'"),
