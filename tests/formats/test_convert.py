@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from sb.assemble import load_inpainter
 from sb.convert import convert
+from sb.formats import write
 from sb.formats.source import open_source
+from sb.registry import register
 from sb.types import Request
 
 ROUTES = [("diffusers", "d", "single-file", "s.safetensors"), ("single-file", "s.safetensors", "diffusers", "d")]
@@ -146,6 +148,27 @@ def onnx_inputs(path):
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return {each.name: each.shape for each in session.get_inputs()}
+
+
+@pytest.mark.parametrize("to, place", [("diffusers", "d"), ("single-file", "s.safetensors")])
+def test_a_models_plugins_are_imported_wherever_it_goes(trained_model, tmp_path, monkeypatch, to, place):
+    (tmp_path / "acme_words.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(trained_model / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    config.write_text(config.read_text().replace("plugins: []", "plugins: [acme_words]"))
+    convert(tmp_path / "model", tmp_path / place, to)
+    del sys.modules["acme_words"]
+    load_inpainter(tmp_path / place)
+    assert "acme_words" in sys.modules
+
+
+def test_a_denoiser_of_another_kind_has_no_place_in_their_formats(own_registry, tmp_path):
+    register("denoiser", "acme")(torch.nn.Linear)
+    config = {"vae": {"name": "kl"}, "text": {"name": "clip", "width": 8, "layers": 1, "heads": 1},
+              "denoiser": {"name": "acme"}, "schedule": {"name": "scaled_linear"}}
+    with pytest.raises(ValueError, match="no place for the denoiser 'acme'"):
+        write.write_single_file(tmp_path / "x.safetensors", {"vae": {}, "unet": {}, "text": {}}, config, {})
 
 
 def test_half_a_model_is_not_taken_for_a_vae(trained_model, tmp_path):
