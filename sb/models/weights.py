@@ -52,6 +52,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken or foreign pickle fails in any way there is
         why = (str(error).splitlines() or ["cut off"])[0]
+        if why.startswith("Weights only load failed"):  # torch goes on to say how to run the code
+            why = "no tensors by name, or nothing that can be read without running code of its own"
         raise ValueError(f"{path} is not a readable weights file: {why}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
