@@ -19,7 +19,7 @@ BETAS = {"num_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012}  # Stable 
 
 
 def unet_of_config(config: Mapping[str, Any], where: str) -> Spec:
-    """``denoiser`` of a diffusers UNet2DConditionModel, and its ``channels`` in and out, ``text_width`` and ``rows``.
+    """``denoiser`` of a diffusers UNet2DConditionModel.
 
     Raises ValueError for a structure that is not Stable Diffusion's 1 or 2.
     """

@@ -43,11 +43,6 @@ def plain(prefix: str = "") -> Layout:
     return lambda name: Piece((prefix + name,))
 
 
-def without(layout: Layout, left_out: Callable[[str], bool]) -> Layout:
-    """A layout with no place for some tensors."""
-    return lambda name: Piece(()) if left_out(name) else layout(name)
-
-
 def averaged(layout: Layout) -> Layout:
     """The exponential average beside the weights of a CompVis file: dots dropped, under ``model_ema``."""
     def of(name: str) -> Piece:
@@ -176,5 +171,6 @@ def hugging_face_clip(prefix: str, num_layers: int) -> Layout:
 
 
 def open_clip_text(prefix: str = "cond_stage_model.model.") -> Layout:
-    """open_clip's text half, as in SD2 files: ours, whose tower keeps it under ``transformer``."""
-    return lambda name: Piece((prefix + name.removeprefix("transformer."),))
+    """open_clip's text half, as in SD2 files: what our tower keeps under ``transformer``, and nothing else of it."""
+    ours = "transformer."
+    return lambda name: Piece((prefix + name.removeprefix(ours),) if name.startswith(ours) else ())

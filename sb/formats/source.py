@@ -325,11 +325,7 @@ def _text_of_file(tensors: dict[str, Tensor], config: Mapping[str, Any], where: 
         prefix = "cond_stage_model.transformer." + ("text_model." if inner else "")
     spec = config.get("text") or describe.text_of_shapes(_shapes(tensors, prefix), open_clip)
     layout = names.open_clip_text(prefix) if open_clip else names.hugging_face_clip(prefix, 10**6)
-    return {"text": spec}, Part(tensors, with_beside(_text_beside(layout)), where)
-
-
-def _text_beside(layout: names.Layout) -> names.Layout:
-    return names.without(layout, lambda name: name.startswith("standardise."))
+    return {"text": spec}, Part(tensors, with_beside(layout), where)
 
 
 def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, tuple[int, ...]]:

@@ -100,7 +100,7 @@ def text_layout(text: Sections) -> names.Layout:
     """Where a single file keeps a text tower: as transformers' CLIP for SD1's kind, else as open_clip's."""
     if text.get("quick_gelu") and text.get("pad") == "eos":
         return names.hugging_face_clip("cond_stage_model.transformer.text_model.", 10**6)
-    return names.without(names.open_clip_text(), lambda name: not name.startswith("transformer."))
+    return names.open_clip_text()
 
 
 def _cut(state: State, layout: names.Layout) -> dict[str, Tensor]:
