@@ -85,7 +85,9 @@ def assemble(config: Any) -> Run:
         "batch_size": data.batch_size, "seed": cfg["seed"],
         "objective": build("objective", cfg["objective"]),
     }
-    runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
+    runtime: dict[str, Any] = {
+        "run_dir": run_dir, "ladder": ladder, "ledger": data.ledger, "longest_read": data.longest_read,
+    }
     adapter = None
     if "denoiser" in cfg:
         system = _smartbrush(cfg, ladder, clock)

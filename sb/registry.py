@@ -34,6 +34,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "sb.callbacks.speed",
         "sb.callbacks.guard",
         "sb.callbacks.save",
+        "sb.callbacks.preempt",
+        "sb.callbacks.watch",
         "sb.evaluate.shapes_callback",
     ),
 }

@@ -146,6 +146,14 @@ class Save(Checkpoint):
         """Save what is new, and the model folder in any case: the last validation may have measured the VAE anew."""
         self._save(trainer, pl_module, ["last.ckpt"] if self._saved != self._images else [])
 
+    def save_now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``last.ckpt`` as of the last optimizer step, unless it is there; called on all ranks after one."""
+        self.on_train_batch_end(trainer, pl_module, None, None, 0)  # what is due anyway
+        if self._saved != self._images:
+            if trainer.validating:  # resume with training, not in the middle of a validation
+                trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+            self._save(trainer, pl_module, ["last.ckpt"])
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save an interrupted run as of its last optimizer step."""
         nothing_new = self._images is None or self._saved == self._images
