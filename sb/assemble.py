@@ -12,8 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from sb import checkpoints, launch, provenance
 from sb import config as run_files
-from sb import launch, provenance
 from sb.data.module import ShardData
 from sb.data.pipeline import FixedStream, ShardLoader
 from sb.export import exporter
@@ -71,7 +71,7 @@ def assemble(config: Any) -> Run:
     cfg = run_files.plain(config)
     check(cfg)
     run_dir = Path(cfg["run_dir"])
-    checkpoint = _checkpoint(run_dir, cfg["resume"])
+    _check_resume(run_dir, cfg["resume"])
     launch.seed_everything(cfg["seed"])
     ladder = call("ladder", Ladder, cfg["ladder"])
     data = call(
@@ -87,6 +87,7 @@ def assemble(config: Any) -> Run:
     }
     runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
     adapter = None
+    system: Any
     if "denoiser" in cfg:
         system = _smartbrush(cfg, ladder, clock)
         if cfg.get("lora") is not None:
@@ -100,6 +101,7 @@ def assemble(config: Any) -> Run:
         for module in (system, system.vae):
             module.to(memory_format=torch.channels_last)
     data.samples("train")  # opens the shards' manifests: what is missing is said before anything is written
+    checkpoint = checkpoints.newest(run_dir, system.check) if cfg["resume"] == "auto" else None
     runtime["export"] = exporter(cfg, system, adapter)
     specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
     callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
@@ -324,12 +326,8 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def _checkpoint(run_dir: Path, resume: str) -> Path | None:
+def _check_resume(run_dir: Path, resume: str) -> None:
     if resume not in ("never", "auto"):
         raise ValueError(f"resume must be 'never' or 'auto', not '{resume}'")
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return last if last.is_file() else None
-    if launch.is_first_process() and (run_dir / "config.yaml").exists():
+    if resume == "never" and launch.is_first_process() and (run_dir / "config.yaml").exists():
         raise ValueError(f"{run_dir} holds a run already: resume=auto continues it, run_dir=... starts another")
-    return None

@@ -244,8 +244,17 @@ def test_resuming_with_other_widths_or_half_a_checkpoint_is_one_line(trained):
     with pytest.raises(ValueError, match=r"last.ckpt does not fit this model; .* of another shape") as error:
         resumed(overrides, "denoiser.widths=[24,32]", "trainer.images=16")
     assert "\n" not in str(error.value)
-    last = run.run_dir / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_cut_off_is_passed_over_by_name_and_none_left_is_refused(trained, caplog):
+    run, overrides = trained
+    last, best = (run.run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     last.write_bytes(last.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="last.ckpt is not a readable checkpoint") as error:
+    again, rates, _ = resumed(overrides, "trainer.images=16")
+    assert again.checkpoint == best and again.system.images_seen == 16
+    assert f"passed over: {last} is not a readable checkpoint" in caplog.text
+    for path in (last, best):
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="none of the 2 checkpoints in .*last.ckpt is not a readable") as error:
         resumed(overrides, "trainer.images=16")
     assert "\n" not in str(error.value)

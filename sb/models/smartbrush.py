@@ -5,7 +5,6 @@ Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixel
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from sb.models.clock import ImagesClock
 from sb.models.weights import digest
 from sb.registry import register
 from sb.schedule import Schedule
+from sb.sharding import is_sharded
 from sb.types import Batch, Condition
 
 
@@ -78,24 +78,24 @@ class SmartBrush(ImagesClock):
         """The text tower, on this module's device."""
         return self._outside["text"].to(self.device) if "text" in self._outside else self.text_tower
 
-    @cached_property
-    def _frozen(self) -> dict[str, int]:
-        return {name: digest(module) for name, module in self._outside.items()}
+    def find_frozen(self) -> dict[str, int]:
+        """Those of the parts outside too."""
+        outside = {name: digest(module.state_dict()) for name, module in self._outside.items()}
+        return {**super().find_frozen(), **outside}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the clock, and by what frozen parts the network was trained."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["frozen"] = self._frozen
+    def configure_model(self) -> None:
+        """Under FSDP2 every block of the network is gathered and freed by itself."""
+        if self.device_mesh is None or is_sharded(self):
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the clock; ValueError where the frozen parts are not those that the network was trained by."""
-        super().on_load_checkpoint(checkpoint)
-        others = [name for name, found in checkpoint.get("frozen", {}).items() if self._frozen.get(name) != found]
-        if others:
-            raise ValueError(
-                f"{self.trainer.ckpt_path} was trained with another {' and '.join(others)}: resume with the one of "
-                "then, or start from its weights (denoiser.weights) in another run_dir"
-            )
+        mesh = self.device_mesh["data_parallel"]
+        for block in getattr(self.denoiser, "blocks", ()):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.denoiser, mesh=mesh)
+        if "text" not in self._outside:
+            fully_shard(self.text_tower, mesh=mesh)
+            register_fsdp_forward_method(self.text_tower, "encode")
 
     def draw(self, images: Tensor, generator: torch.Generator, text_dropout: float) -> Draws:
         """The draws for images (B, 3, H, W) from one generator, on its device."""
