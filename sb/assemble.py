@@ -98,7 +98,7 @@ def assemble(config: Any) -> Run:
     else:
         system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
     if placement.channels_last:
-        for module in (system, system.vae):
+        for module in (system.vae,) if placement.in_parts else (system, system.vae):
             module.to(memory_format=torch.channels_last)
     data.samples("train")  # opens the shards' manifests: what is missing is said before anything is written
     checkpoint = checkpoints.newest(run_dir, system.check) if cfg["resume"] == "auto" else None

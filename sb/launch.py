@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sb.registry import build_fitted
+from sb.strategies import WholeFile
 
 
 class EndOfImages(L.Callback):
@@ -91,6 +92,11 @@ class Placement:
         validations = max(1, round(steps * self.images_per_step / self.val_every_images))
         self.steps_per_val = math.ceil(steps / validations)
         self.steps = math.ceil(steps / self.steps_per_val) * self.steps_per_val
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the strategy flattens weights or shares out their rows, for which they must lie in order."""
+        return isinstance(self._strategy, WholeFile)
 
     @property
     def total_images(self) -> int:

@@ -18,7 +18,7 @@ from sb import checkpoints, sharding
 from sb.registry import register
 
 
-class _WholeFile:
+class WholeFile:
     """Checkpoints of a strategy whose ranks hold parts: gathered to rank zero, one file."""
 
     optimizers: list[Any]
@@ -55,11 +55,11 @@ class _WholeFile:
             sharding.load_optimizer_state(self.lightning_module, optimizer, state)
 
 
-class FSDP2(_WholeFile, ModelParallelStrategy):  # type: ignore[misc]
+class FSDP2(WholeFile, ModelParallelStrategy):  # type: ignore[misc]
     """Fully sharded data parallel; the module's ``configure_model`` says what is sharded together."""
 
 
-class ZeRO(_WholeFile, DeepSpeedStrategy):  # type: ignore[misc]
+class ZeRO(WholeFile, DeepSpeedStrategy):  # type: ignore[misc]
     """DeepSpeed; on a CPU as well, where Lightning's own refuses (for tests: it is no faster there)."""
 
     @property

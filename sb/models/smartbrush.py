@@ -92,9 +92,9 @@ class SmartBrush(ImagesClock):
         mesh = self.device_mesh["data_parallel"]
         for block in getattr(self.denoiser, "blocks", ()):
             fully_shard(block, mesh=mesh)
-        fully_shard(self.denoiser, mesh=mesh)
+        fully_shard(self.denoiser, mesh=mesh, reshard_after_forward=True)  # never whole between two calls
         if "text" not in self._outside:
-            fully_shard(self.text_tower, mesh=mesh)
+            fully_shard(self.text_tower, mesh=mesh, reshard_after_forward=True)
             register_fsdp_forward_method(self.text_tower, "encode")
 
     def draw(self, images: Tensor, generator: torch.Generator, text_dropout: float) -> Draws:
