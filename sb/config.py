@@ -25,12 +25,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     A later parent wins over an earlier one, the file over its parents, an override over all. A section whose
     ``name`` changes replaces the inherited one, by an override too (``vae.name=tiny`` leaves only the name). An
-    override may only set a key that exists; ``+key=value`` adds one. Raises ValueError that names the
-    file or key and the nearest right one.
+    override may only set a key that exists; ``+key=value`` adds one. An override that is a YAML file is merged over
+    the run file like a child of it (``trainer/zero2.yaml``; a path, or one in ``configs/``). Raises ValueError that
+    names the file or key and the nearest right one.
     """
-    tree: Any = OmegaConf.to_container(_with_parents(Path(path), ()))
+    merged = _with_parents(Path(path), ())
+    files = [override for override in overrides if override.endswith(".yaml") and "=" not in override]
+    for file in files:
+        place = Path(file) if Path(file).is_file() or not (CONFIGS / file).is_file() else CONFIGS / file
+        merged = _merge(merged, _with_parents(place, (Path(path),)))
+    tree: Any = OmegaConf.to_container(merged)
     for override in overrides:
-        _apply(tree, override)
+        if override not in files:
+            _apply(tree, override)
     config = OmegaConf.create(tree)
     import_plugins(config.get("plugins") or ())
     try:
