@@ -293,6 +293,16 @@ def load_optimizer_state(module: nn.Module, optimizer: Any, state: Mapping[str, 
                 part.load_state(optimizer, kept)
 
 
+def lay_out(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Bring an optimizer's stored state into its weights' memory layout: torch's fused steps read both in that order,
+    whatever the shapes say. Only of weights that are whole."""
+    order = [number for group in state["param_groups"] for number in group["params"]]
+    for number, part in zip(order, trained_parts(module).values(), strict=True):
+        kept = state["state"].get(number, {})
+        if type(part) is Part:
+            kept.update({name: part._like(value) for name, value in kept.items() if part._is_long(value)})
+
+
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of gradients, whole or in FSDP2's parts, over all ranks' parts."""
     norm = torch.nn.utils.get_total_norm(list(tensors))

@@ -215,6 +215,18 @@ def test_another_step_size_keeps_the_clock_in_images(tiny_overrides, batch_size,
             assert rate == pytest.approx(0.001 * (1 - (images - step) / total)), images
 
 
+def test_a_run_may_go_on_in_another_memory_layout(tiny_overrides):
+    """torch's fused AdamW reads weights and moments in memory order, whatever their shapes say."""
+    recipe = [*tiny_overrides, "+optimizer.eps=0.001", "optimizer.warmup_images=0", "optimizer.decay=none"]
+    straight = assemble(shrunk("quickstart.yaml", [*recipe, "trainer.images=16"]))
+    straight.fit()
+    straight.run_dir.rename(straight.run_dir.with_name("straight"))
+    assemble(shrunk("quickstart.yaml", [*recipe, "trainer.channels_last=false"])).fit()
+    run, _, _ = resumed(recipe, "trainer.images=16", "trainer.channels_last=true")
+    for (name, a), b in zip(straight.system.state_dict().items(), run.system.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
 def test_a_complete_run_is_left_as_it_is(trained):
     run, overrides = trained
     files = [path for part in ("model", "checkpoints") for path in (run.run_dir / part).iterdir()]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sb.models.weights import check_state, digest
+from sb.sharding import lay_out
 from sb.types import Batch
 
 
@@ -86,6 +87,8 @@ class ImagesClock(L.LightningModule):
                 f"{where} was trained with another {' and '.join(others)}: resume with the one of "
                 "then, or start from its weights (denoiser.weights) in another run_dir"
             )
+        for state in checkpoint.get("optimizer_states", ()):
+            lay_out(self, state)
         self.images_seen = int(checkpoint["images_seen"])
         # the last batch of a run that is now longer is not the last one any more
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
