@@ -229,6 +229,13 @@ def build_parts(cfg: Mapping[str, Any], ladder: Ladder) -> dict[str, Any]:
     return {"vae": vae, "text": text, "unet": build_denoiser(cfg, ladder, vae.latent_channels, text)}
 
 
+def outlines(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks of a run file on the meta device: what can be counted before anything is read or made."""
+    bare = {key: {k: v for k, v in cfg[key].items() if k != "weights"} for key in ("vae", "text", "denoiser")}
+    with torch.device("meta"):
+        return build_parts({**cfg, **bare}, call("ladder", Ladder, cfg["ladder"]))
+
+
 def _load(module: torch.nn.Module, source: Source, name: str) -> None:
     module.load_state_dict(source.part(name).state(module.state_dict()))
 

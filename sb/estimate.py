@@ -78,6 +78,8 @@ def _buffers(stage: str, trained: int, ranks: int) -> int:
 def traffic(trained: int, *, strategy: str, ranks: int, accumulate: int = 1) -> int:
     """Bytes that each rank sends in one optimizer step: rings of (n - 1) / n of what is reduced or gathered, each.
 
+    A ring enters and leaves a node once, so that this is also what each node sends, its GPUs together.
+
     DDP reduces and gathers fp32 gradients. FSDP2 gathers fp32 weights forward and backward of every micro-batch and
     reduces its gradients. ZeRO reduces bf16 gradients (its autocast's communication type), 1 and 2 then gather fp32
     weights, 3 gathers bf16 ones twice a micro-batch. ZeRO-2 and 3 reduce at every micro-batch.
@@ -112,7 +114,7 @@ def images_per_second(
     """Images per second of all ranks: their images over ``compute + exposed communication + latency``.
 
     flops: of training on one image. batch: images of one rank in a micro-batch. rate: FLOP/s that a device reaches by
-    itself. bandwidth: bytes/s that a rank has for sending. overlap: the share of the last micro-batch's compute that
+    itself. bandwidth: bytes/s of the ring's slowest link. overlap: the share of the last micro-batch's compute that
     communication can hide behind (the backward's 2/3). latency: seconds per doubling of the ranks, each step.
     """
     compute = flops * batch / rate
