@@ -97,6 +97,7 @@ def assemble(config: Any) -> Run:
         runtime.update(paint=_live(painter, system), requests=_val_requests(data, painter))
     else:
         system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
+    _quicken(system, placement)
     if placement.channels_last:
         for module in (system.vae,) if placement.in_parts else (system, system.vae):
             module.to(memory_format=torch.channels_last)
@@ -231,6 +232,13 @@ def build_parts(cfg: Mapping[str, Any], ladder: Ladder) -> dict[str, Any]:
     return {"vae": vae, "text": text, "unet": build_denoiser(cfg, ladder, vae.latent_channels, text)}
 
 
+def outlines(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks of a run file on the meta device: what can be counted before anything is read or made."""
+    bare = {key: {k: v for k, v in cfg[key].items() if k != "weights"} for key in ("vae", "text", "denoiser")}
+    with torch.device("meta"):
+        return build_parts({**cfg, **bare}, call("ladder", Ladder, cfg["ladder"]))
+
+
 def _load(module: torch.nn.Module, source: Source, name: str) -> None:
     module.load_state_dict(source.part(name).state(module.state_dict()))
 
@@ -268,6 +276,19 @@ def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L
         conditioning=build("conditioning", cfg["conditioning"]),
         tasks=[task["name"] for task in tasks], has_object=has_object, object_share=share or 1.0, **clock,
     )
+
+
+def _quicken(system: Any, placement: launch.Placement) -> None:
+    """Recomputation and compilation, as ``trainer:`` asks; ValueError where a system or denoiser offers neither."""
+    denoiser = getattr(system, "denoiser", None)
+    if placement.recompute:
+        if not hasattr(denoiser, "recompute"):
+            raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")
+        denoiser.recompute()
+    if placement.compile:
+        for module in (denoiser, getattr(system.vae, "encoder", None)):
+            if module is not None:
+                module.compile()
 
 
 def _inpainter(
