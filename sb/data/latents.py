@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb.config import difference, write_whole
+from sb.config import difference, whole, write_whole
 from sb.data.ledger import Broken
 
 Bits = NDArray[np.int16]  # of fp16
@@ -90,9 +90,12 @@ def moments_bytes(moments: Bits) -> bytes:
     return _head(moments.shape) + np.ascontiguousarray(moments).tobytes()
 
 
-def write_texts(folder: Path, texts: Sequence[str], rows: Bits) -> None:
-    """Write the features of texts, each file whole or not at all."""
-    write_whole(folder / ROWS, moments_bytes(rows))
+def write_texts(folder: Path, texts: Sequence[str], width: int, rows: Iterable[Bits]) -> None:
+    """Write the features of texts, which come a few rows (n, width) at a time; each file whole or not at all."""
+    with whole(folder / ROWS) as aside, aside.open("wb") as file:
+        file.write(_head((len(texts), width)))
+        for some in rows:
+            file.write(some.tobytes())
     write_whole(folder / TEXTS, json.dumps(list(texts), ensure_ascii=False).encode())
 
 

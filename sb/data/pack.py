@@ -77,11 +77,11 @@ class ShardWriter:
         """The tar's entry for one item, counted; None where it is left out, counted by reason."""
         try:
             record = self._record(index)
-        except Skipped as skip:
-            _skip(counts, skip.reason, skip.name)
+        except Skipped as why:
+            skip(counts, why.reason, why.name)
             return None
         for reason, name in record.origin.get("skipped", ()):
-            _skip(counts, f"instance_{reason}", f"{record.key} {name}")
+            skip(counts, f"instance_{reason}", f"{record.key} {name}")
         counts["told"] += self._captions.add_to(record) if self._captions else 0
         counts["captioned"] += sum(bool(thing.captions) for thing in record.instances)
         counts["samples"] += 1
@@ -124,8 +124,8 @@ class ShardWriter:
 def write_shard(
     out: Path, shard: int, samples: Iterable[dict[str, Any]], counts: dict[str, Any], fingerprint: str
 ) -> None:
-    """Write samples (``__key__``, and bytes by extension) as a shard of a set: its tar, its index and, to say that it is
-    finished, its counts, each whole or not at all. counts: filled while ``samples`` is read."""
+    """Write samples (``__key__``, and bytes by extension) as a shard of a set: its tar, its index and, to say that it
+    is finished, its counts, each whole or not at all. counts: filled while ``samples`` is read."""
     tar = out / shard_name(shard)
     handle, aside = tempfile.mkstemp(dir=out / BUILD, suffix=".part")
     try:
@@ -205,7 +205,8 @@ def _no_counts() -> dict[str, Any]:
             "labels": Counter(), "licences": Counter(), "skipped": Counter(), "named": {}, "keys": []}
 
 
-def _skip(counts: dict[str, Any], reason: str, name: str) -> None:
+def skip(counts: dict[str, Any], reason: str, name: str) -> None:
+    """Count an item that is left out, and name it while there are few."""
     counts["skipped"][reason] += 1
     named = counts["named"].setdefault(reason, [])
     if len(named) < NUM_NAMED:

@@ -86,7 +86,7 @@ def prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str, 
             continue
         stored = read_json(place)
         before = {key: stored.get(key) for key in config}
-        if "captions" in config and before["captions"] == FROM_SOURCE:
+        if before.get("captions") == FROM_SOURCE:
             before["captions"] = LABEL_ONLY
         if before != config:
             raise ValueError(f"{out} holds {what} build that differs in {difference(before, config)}; "

@@ -8,6 +8,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from sb.models.weights import digest
+
 
 class Posterior(NamedTuple):
     """A diagonal Gaussian over raw latents z: mean and std, both (B, C, h, w); std is 0 for a plain encoder."""
@@ -21,10 +23,9 @@ class Posterior(NamedTuple):
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
 
-    def stored(self) -> Tensor:
-        """The bits of fp16 as int16, (B, C, h, w) of the mean, or (B, 2C, h, w) where there is a std."""
-        both = [self.mean, self.std] if bool(self.std.any()) else [self.mean]
-        return torch.cat(both, dim=1).half().view(torch.int16)
+    def stored(self, with_std: bool) -> Tensor:
+        """The bits of fp16 as int16: the mean (B, C, h, w), or mean and std (B, 2C, h, w)."""
+        return torch.cat([self.mean, self.std] if with_std else [self.mean], dim=1).half().view(torch.int16)
 
     @classmethod
     def read(cls, stored: Tensor, latent_channels: int) -> Self:
@@ -75,6 +76,11 @@ class Autoencoder(nn.Module):
     def picture(self, latents: Tensor) -> Tensor:
         """The inverse of ``latents``: (B, C, h, w) to an image (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decode(latents / self.scale + self.shift)
+
+
+def facts_of(vae: Autoencoder) -> dict[str, int]:
+    """What tells one VAE's latents from another's; scale and shift come after them."""
+    return {"digest": digest(vae), "factor": vae.factor, "channels": vae.latent_channels}
 
 
 def moments(posterior: Posterior) -> Tensor:
