@@ -85,6 +85,7 @@ class _Encoders:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
         self.device, self.precision = torch.device(chosen), str(cfg["trainer"].get("precision", "32-true"))
+        self.dtype = {"bf": torch.bfloat16, "16": torch.float16}.get(self.precision[:2], torch.float32)
         vae = build_vae(cfg).eval().requires_grad_(False)
         self.vae = vae.to(self.device, memory_format=layout)
         self.text = build_text(cfg).eval().requires_grad_(False).to(self.device) if with_text else None
@@ -97,8 +98,7 @@ class _Encoders:
         }
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        kind = torch.float16 if self.precision.startswith("16") else torch.bfloat16
-        return torch.autocast(self.device.type, kind, enabled=not self.precision.startswith("32"))
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Bits:
@@ -112,12 +112,12 @@ class _Encoders:
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Bits:
-        """Texts to rows (N, T*D + P)."""
+        """Texts to rows (N, T*D + P), rounded as the network rounds its input: to bf16 where the run is in bf16."""
         assert self.text is not None
         with self._autocast():
             told = self.text.encode(list(texts))
         parts = [told.tokens.flatten(1), *([] if told.pooled is None else [told.pooled])]
-        return np.asarray(torch.cat([part.half() for part in parts], dim=1).view(torch.int16).cpu())
+        return np.asarray(torch.cat([part.to(self.dtype).half() for part in parts], dim=1).view(torch.int16).cpu())
 
 
 @dataclass

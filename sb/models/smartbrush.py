@@ -133,7 +133,10 @@ class SmartBrush(ImagesClock):
 
         def latents(image: Tensor) -> Tensor:
             noise = None if spread is None else spread.repeat(len(image) // len(spread), 1, 1, 1)
-            return vae.seen(vae.encode(image), noise)
+            posterior = vae.encode(image)
+            if posterior.mean.dtype is torch.bfloat16:  # exact in fp16 but for the smallest: the same as cached ones
+                posterior = Posterior.read(posterior.stored(with_std=True), vae.latent_channels)
+            return vae.seen(posterior, noise)
 
         return self.conditioning.canvas(latents, batch.image.float() / 127.5 - 1, mask, vae.factor)
 
