@@ -41,6 +41,11 @@ class Latents:
         cells = self.frames["image_size"] // self.vae["factor"]
         return self.vae["channels"] * (2 if self.vae["std"] else 1), cells, cells
 
+    @property
+    def members(self) -> list[str]:
+        """The tar members that hold a sample's moments, frame by frame."""
+        return [f"{variant}.npy" for variant in range(self.frames["crop"]["variants"])]
+
     def read(self, body: bytes) -> Bits:
         """One frame's moments; Broken where the bytes are no fp16 numbers of this shape."""
         head = _head(self.shape)
