@@ -34,11 +34,12 @@ class _Arm:
         kind = torch.float16 if precision.startswith("16") else torch.bfloat16
         self.autocast = torch.autocast(device, kind, enabled=not precision.startswith("32"))
         self.samples, self.device = run.data.samples("train"), device
+        stream = TrainStream(self.samples, run.data.batch_size)
         loader = ShardLoader(
-            TrainStream(self.samples, run.data.batch_size), lambda: 0, workers=run.data.workers,
-            prefetch=run.data.prefetch, pin_memory=device == "cuda",
+            stream, lambda: 0, workers=run.data.workers, prefetch=run.data.prefetch, pin_memory=device == "cuda"
         )
         self.batches: Iterator[Batch] = (batch.to(device, non_blocking=True) for batch in loader)
+        self.held = next(iter(ShardLoader(stream, lambda: 0))).to(device)
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One training step as in a run; its loss."""
@@ -87,25 +88,28 @@ def benchmark_cached(
 
     run_file: reads latents; pictures: the shards that they were made of. ``steps`` of each kind make a pass.
     """
+    if min(steps, passes) < 1:
+        raise ValueError(f"benchmark: needs steps and passes of at least 1, not {steps} and {passes}")
     arms = {
         "online": _Arm(run_file, [*overrides, f"data.train=[{{shards: {pictures}}}]"], device),
         "cached": _Arm(run_file, overrides, device), "parts": _Arm(run_file, overrides, device),
     }
     if arms["cached"].samples.latents is None or arms["online"].samples.latents is not None:
         raise ValueError(f"benchmark: data.train of {run_file} must hold latents, and --pictures what they are made of")
-    seen, held = next(arms["online"].batches), next(arms["parts"].batches)
-    other = arms["online"].system
+    seen, held, frozen = arms["online"].held, arms["parts"].held, arms["online"].system
     difference, figures = 0.0, []
     for number in range(passes + 1):  # the first one warms up
         count = steps if number else WARM_STEPS
-        (online, first), (cached, second) = (arms[name].train(count) for name in ("online", "cached"))
+        order = ("online", "cached") if number % 2 else ("cached", "online")
+        took = {name: arms[name].train(count) for name in order}
+        (online, first), (cached, second) = took["online"], took["cached"]
         difference = max([difference, *(abs(a - b) for a, b in zip(first, second, strict=True))])
         parts = arms["parts"]
         with torch.no_grad(), parts.autocast:
             assert seen.image is not None
             images = seen.image.float() / 127.5 - 1
-            encode = parts.timed(lambda: other.vae.encode(images), count)
-            text = parts.timed(lambda: other.text.encode(seen.text), count)
+            encode = parts.timed(lambda: frozen.vae.encode(images), count)
+            text = parts.timed(lambda: frozen.text.encode(seen.text), count)
         step = parts.timed(lambda: parts.step(held), count)
         allowed = (step + encode + (text if held.features is not None else 0)) / step
         if number:
