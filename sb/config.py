@@ -5,6 +5,7 @@ This module reads and merges; what a section means is decided where it is built 
 
 import difflib
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -98,6 +99,15 @@ def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"{where} has no key '{key}'; {nearest(key, known)}")
+
+
+def difference(there: Any, here: Any, where: str = "") -> str:
+    """The first place where two nested settings that are not equal differ, with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        key = next(key for key in [*here, *there] if there.get(key) != here.get(key))
+        return difference(there.get(key), here.get(key), f"{where}.{key}" if where else key)
+    shown = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(there), json.dumps(here))]
+    return f"{where} ({shown[0]} there, {shown[1]} now)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -103,6 +103,18 @@ class Placement:
         """Images of the whole run, over all ranks."""
         return self.steps * self.images_per_step
 
+    def quicken(self, system: Any) -> None:
+        """Recomputation and compilation of a system's networks; ValueError where its denoiser cannot recompute."""
+        denoiser = getattr(system, "denoiser", None)
+        if self.recompute:
+            if denoiser is None or not hasattr(denoiser, "recompute"):
+                raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")
+            denoiser.recompute()
+        if self.compile:
+            for module in (denoiser, getattr(system.vae, "encoder", None)):
+                if module is not None:
+                    module.compile()
+
     def trainer(self, run_dir: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
         """The Lightning Trainer; Lightning's own checkpoints never join in."""
         casts_itself = isinstance(self._strategy, DeepSpeedStrategy)

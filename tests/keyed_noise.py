@@ -12,7 +12,7 @@ from sb.registry import register
 class KeyedNoise(SmartBrush):
     def step(self, batch, draws):
         each = [
-            self.draw(image[None], self.generator(zlib.crc32(key.encode()), self.images_seen // 8), 0.1)
-            for image, key in zip(batch.image, batch.key, strict=True)
+            self.draw(outline[None], self.generator(zlib.crc32(key.encode()), self.images_seen // 8), 0.1)
+            for outline, key in zip(batch.outline, batch.key, strict=True)
         ]
         return super().step(batch, Draws(*map(torch.cat, zip(*each, strict=True))))

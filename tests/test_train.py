@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+
 def test_errors_are_one_line_and_a_non_zero_exit(train):
     done = train("denoiser.widhts=[8]")
     assert done.returncode == 2 and done.stdout == ""
