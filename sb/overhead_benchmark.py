@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from sb import config
@@ -26,25 +27,19 @@ FAR = 10**12  # images
 
 
 class Stopwatch:
-    """Seconds by part, each without the parts inside it; ``lap`` closes a step. synchronize: called at every border.
-
-    ``laps`` are by the clock on the wall, ``busy`` by the time that this thread had a processor: on a machine that is
-    shared, the latter is what the work costs, as long as it is done in one thread.
-    """
+    """Seconds by part, each without the parts inside it; ``lap`` closes a step. synchronize: called at every border."""
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None):
         self.synchronize = synchronize
         self.laps: list[dict[str, float]] = []
-        self.busy: list[dict[str, float]] = []
-        self._spent: tuple[defaultdict[str, float], defaultdict[str, float]] = defaultdict(float), defaultdict(float)
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._stack = [REST]
-        self._since = time.perf_counter(), time.thread_time()
+        self._since = time.perf_counter()  # the clock that costs least to read
 
     def _pass(self) -> None:
         self.synchronize()
-        now = time.perf_counter(), time.thread_time()
-        for spent, end, start in zip(self._spent, now, self._since, strict=True):
-            spent[self._stack[-1]] += end - start
+        now = time.perf_counter()
+        self._spent[self._stack[-1]] += now - self._since
         self._since = now
 
     @contextmanager
@@ -69,9 +64,8 @@ class Stopwatch:
     def lap(self) -> None:
         """The step ends here, and the next begins."""
         self._pass()
-        for laps, spent in zip((self.laps, self.busy), self._spent, strict=True):
-            laps.append(dict(spent))
-            spent.clear()
+        self.laps.append(dict(self._spent))
+        self._spent.clear()
 
 
 class _Timed:
@@ -111,10 +105,10 @@ def benchmark_overhead(
     path: str | Path, overrides: Sequence[str], steps: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Medians over ``steps`` optimizer steps of a run file: ``step_ms``, ``overhead`` and ``data_wait`` as shares of a
-    step, ``ms`` of each part; on a CPU with one thread also ``busy``, the same by processor time, without waiting.
-    Trained in a temporary folder, without validation and checkpoints.
+    step, ``ms`` of each part. Trained in a temporary folder, without validation and checkpoints.
 
-    A step is all that happens between two optimizer steps' first batches. On a GPU the queue is emptied at every border,
+    A step is all that happens between two optimizer steps' first batches; clearing the gradients belongs to the
+    optimizer. On a GPU the queue is emptied at every border,
     so that the parts add up: the sum is then more than an undisturbed step.
     """
     if steps < 1:
@@ -137,14 +131,8 @@ def benchmark_overhead(
         run.trainer.limit_val_batches = 0
         run.fit()
         accumulated = run.trainer.accumulate_grad_batches
-    laps, busy = (
-        [_sum(taken[n : n + accumulated]) for n in range(1 + WARM_STEPS * accumulated, len(taken), accumulated)]
-        for taken in (watch.laps, watch.busy)
-    )
-    found = summary(laps[:steps])
-    if device.type == "cpu" and torch.get_num_threads() == 1:
-        found["busy"] = summary(busy[:steps])
-    return found
+    laps = watch.laps[1 + WARM_STEPS * accumulated :][: steps * accumulated]
+    return summary([_sum(laps[n : n + accumulated]) for n in range(0, len(laps), accumulated)])
 
 
 def wire(run: Run, watch: Stopwatch) -> None:
@@ -173,7 +161,8 @@ def wire(run: Run, watch: Stopwatch) -> None:
         label = getattr(callback, "state_key", type(callback).__name__)
         label = label if label.isidentifier() and label.islower() else type(callback).__name__
         for hook in dir(callback):
-            if hook.startswith("on_train_batch") or hook.startswith(("on_before", "on_after")):
+            own = getattr(type(callback), hook, None) is not getattr(L.Callback, hook, None)
+            if own and hook.startswith(("on_train_batch", "on_before", "on_after")):
                 setattr(callback, hook, watch.timed(f"callback {label}", getattr(callback, hook)))
     loader = run.data.train_dataloader
     run.data.train_dataloader = lambda: _Batches(watch, loader())  # type: ignore[method-assign]
@@ -187,7 +176,7 @@ def wire(run: Run, watch: Stopwatch) -> None:
             with watch.part("optimizer"):
                 return step(watch.timed(REST, closure))
 
-        optimizer.step = apart
+        optimizer.step, optimizer.zero_grad = apart, watch.timed("optimizer", optimizer.zero_grad)
         return optimizer
 
     system.configure_optimizers = configured
