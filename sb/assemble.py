@@ -12,18 +12,19 @@ from typing import Any
 import lightning as L
 import torch
 
+from sb import checkpoints, launch, provenance
 from sb import config as run_files
-from sb import launch, provenance
 from sb.data.module import ShardData
-from sb.data.pipeline import FixedStream, ShardLoader
+from sb.evaluate.held_out import val_requests
 from sb.export import exporter
 from sb.formats import describe
 from sb.formats.part import widen
 from sb.formats.source import Source, open_source
 from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
+from sb.models.latents import facts_of
 from sb.models.lora import add_lora, check_grown
-from sb.models.weights import load_state, no_init
+from sb.models.weights import digest, load_state, no_init
 from sb.registry import build, build_fitted, call, filled, lookup
 from sb.types import Request, Result
 
@@ -71,13 +72,10 @@ def assemble(config: Any) -> Run:
     cfg = run_files.plain(config)
     check(cfg)
     run_dir = Path(cfg["run_dir"])
-    checkpoint = _checkpoint(run_dir, cfg["resume"])
+    _check_resume(run_dir, cfg["resume"])
     launch.seed_everything(cfg["seed"])
     ladder = call("ladder", Ladder, cfg["ladder"])
-    data = call(
-        "data", ShardData, cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"],
-        level_weights=ladder.level_weights,
-    )
+    data = build_data(cfg, ladder)
     placement = call("trainer", launch.Placement, cfg["trainer"], batch_size=data.batch_size)
     data.total_images = placement.total_images
     clock = {
@@ -87,19 +85,20 @@ def assemble(config: Any) -> Run:
     }
     runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
     adapter = None
+    parts = _smartbrush_parts(cfg, ladder) if "denoiser" in cfg else {"vae": build_vae(cfg)}
+    system: Any = build("system", cfg["system"], **parts, **clock)
+    _check_latents(data, system)
     if "denoiser" in cfg:
-        system = _smartbrush(cfg, ladder, clock)
         if cfg.get("lora") is not None:
             adapter = call("lora", add_lora, cfg["lora"], denoiser=system.denoiser)
         painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, {})
         _check_size(cfg["image_size"], painter)
-        runtime.update(paint=_live(painter, system), requests=_val_requests(data, painter))
-    else:
-        system = build("system", cfg["system"], vae=build_vae(cfg), **clock)
+        runtime.update(paint=_live(painter, system), requests=val_requests(data, painter, system))
+    placement.quicken(system)
     if placement.channels_last:
-        for module in (system, system.vae):
+        for module in (system.vae,) if placement.in_parts else (system, system.vae):
             module.to(memory_format=torch.channels_last)
-    data.samples("train")  # opens the shards' manifests: what is missing is said before anything is written
+    checkpoint = checkpoints.newest(run_dir, system.check) if cfg["resume"] == "auto" else None
     runtime["export"] = exporter(cfg, system, adapter)
     specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
     callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
@@ -119,6 +118,14 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise ValueError(f"sampler: needs a name and nothing else, not {cfg['sampler']}; inpaint: says how many steps")
     if cfg.get("lora") is not None and not (cfg.get("denoiser") or {}).get("weights"):
         raise ValueError("lora: adapts a trained denoiser, and none is named: set denoiser.weights, or lora=null")
+
+
+def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
+    """The data of a run file."""
+    return call(
+        "data", ShardData, cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"],
+        level_weights=ladder.level_weights,
+    )
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
@@ -229,6 +236,13 @@ def build_parts(cfg: Mapping[str, Any], ladder: Ladder) -> dict[str, Any]:
     return {"vae": vae, "text": text, "unet": build_denoiser(cfg, ladder, vae.latent_channels, text)}
 
 
+def outlines(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks of a run file on the meta device: what can be counted before anything is read or made."""
+    bare = {key: {k: v for k, v in cfg[key].items() if k != "weights"} for key in ("vae", "text", "denoiser")}
+    with torch.device("meta"):
+        return build_parts({**cfg, **bare}, call("ladder", Ladder, cfg["ladder"]))
+
+
 def _load(module: torch.nn.Module, source: Source, name: str) -> None:
     module.load_state_dict(source.part(name).state(module.state_dict()))
 
@@ -254,18 +268,35 @@ def _warn_of_prediction(cfg: Mapping[str, Any], source: Source) -> None:
         log.warning("%s predicts %s, this run %s: it starts with the wrong answers", source.path, there, ours)
 
 
-def _smartbrush(cfg: dict[str, Any], ladder: Ladder, clock: dict[str, Any]) -> L.LightningModule:
+def _smartbrush_parts(cfg: dict[str, Any], ladder: Ladder) -> dict[str, Any]:
     vae, text = build_vae(cfg), build_text(cfg)
     tasks = cfg["data"]["tasks"]
     has_object = [bool(lookup("task", task["name"]).has_object) for task in tasks]  # type: ignore[attr-defined]
     weights = [float(task.get("weight", 1.0)) for task in tasks]
     share = sum(w for w, has in zip(weights, has_object, strict=True) if has) / sum(weights)
-    return build(
-        "system", cfg["system"], denoiser=build_denoiser(cfg, ladder, vae.latent_channels, text), vae=vae, text=text,
-        schedule=build("schedule", cfg["schedule"]), ladder=ladder,
-        conditioning=build("conditioning", cfg["conditioning"]),
-        tasks=[task["name"] for task in tasks], has_object=has_object, object_share=share or 1.0, **clock,
-    )
+    return {
+        "denoiser": build_denoiser(cfg, ladder, vae.latent_channels, text), "vae": vae, "text": text,
+        "schedule": build("schedule", cfg["schedule"]), "ladder": ladder,
+        "conditioning": build("conditioning", cfg["conditioning"]),
+        "tasks": [task["name"] for task in tasks], "has_object": has_object, "object_share": share or 1.0,
+    }
+
+
+def _check_latents(data: ShardData, system: Any) -> None:
+    """Open the shards' manifests, before anything is written: ValueError where shards are missing, or hold latents that
+    this run cannot use."""
+    for split in ("train", "val") if data.val_spec else ("train",):
+        latents = data.samples(split).latents
+        if latents is None:
+            continue
+        found = f"data.{split}: {latents.where} holds latents"
+        if not hasattr(system, "conditioning"):
+            raise ValueError(f"{found}; a VAE is trained on pictures")
+        if system.conditioning.needs_picture:
+            raise ValueError(f"{found}, and this conditioning needs pictures: {system.conditioning.needs_picture}")
+        if latents.text is not None and "text" not in system._outside:
+            raise ValueError(f"{found} with text features, and system.train_text changes them; build without --text")
+        latents.check_networks(facts_of(system.vae), digest(system.text.state_dict()))
 
 
 def _inpainter(
@@ -297,26 +328,6 @@ def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
     return paint
 
 
-def _val_requests(data: ShardData, painter: Inpainter, each: int = 4) -> dict[str, list[Request]]:
-    """The first validation samples of every task as requests: their own mask, level and text, over their picture."""
-    if not data.val_spec:
-        return {}
-    samples = data.samples("val")
-    count = min(data.val_images, sum(order.num_samples for order in samples.orders))
-    requests: dict[str, list[Request]] = {name: [] for name in data.task_names}
-    for batch in ShardLoader(FixedStream(samples, count, 16), lambda: 0):
-        mask = painter.ladder(batch.outline, batch.level)
-        for i, task in enumerate(batch.task.tolist()):
-            name = data.task_names[task]
-            wanted, told = requests[name], name if name in painter.tasks else ""
-            if len(wanted) < each:
-                level = float(batch.level[i])
-                wanted.append(Request(batch.image[i], mask[i], batch.text[i], level, seed=len(wanted), task=told))
-        if all(len(found) == each for found in requests.values()):
-            break
-    return {name: found for name, found in requests.items() if found}
-
-
 def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
@@ -324,12 +335,8 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def _checkpoint(run_dir: Path, resume: str) -> Path | None:
+def _check_resume(run_dir: Path, resume: str) -> None:
     if resume not in ("never", "auto"):
         raise ValueError(f"resume must be 'never' or 'auto', not '{resume}'")
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return last if last.is_file() else None
-    if launch.is_first_process() and (run_dir / "config.yaml").exists():
+    if resume == "never" and launch.is_first_process() and (run_dir / "config.yaml").exists():
         raise ValueError(f"{run_dir} holds a run already: resume=auto continues it, run_dir=... starts another")
-    return None

@@ -32,7 +32,11 @@ class Conditioning:
     """What all kinds share; on its own, noise everywhere and nothing put back.
 
     mask_channels: k of the mask head, and of a mask input at the hole's resolution (1) or at full resolution (f*f).
+    needs_picture: "" where the picture's own latents are all that ``canvas`` encodes, so that they may be cached; else
+    what it encodes besides, and how to do without it.
     """
+
+    needs_picture = "it encodes the picture itself"
 
     def __init__(self, mask_channels: int = 1):
         self.mask_channels = mask_channels
@@ -44,6 +48,10 @@ class Conditioning:
     def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
         """A VAE's ``latents``, images (B, 3, H, W) in [-1, 1] and masks (B, 1, H, W) -> Canvas, in float32."""
         raise AssertionError("a conditioning defines canvas")
+
+    def canvas_of(self, clean: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """Latents (B, C, h, w) of pictures and masks (B, 1, H, W) -> Canvas, for those that need no picture."""
+        raise AssertionError("a conditioning that needs no picture defines canvas_of")
 
     def head_target(self, outline: Tensor, factor: int) -> Tensor:
         """What the mask head learns: the outline at the head's resolution (B, k, h, w)."""
@@ -91,6 +99,8 @@ class SmartBrushConditioning(Conditioning):
             raise ValueError(f"conditioning: encode '{encode}' is neither 'masked' nor 'full'")
         super().__init__(mask_channels)
         self.encode = encode
+        masked = "encode: masked encodes the picture with the mask greyed out; set conditioning.encode=full"
+        self.needs_picture = masked if encode == "masked" else ""
 
     def in_channels(self, latent_channels: int) -> int:
         """C + k."""
@@ -99,10 +109,13 @@ class SmartBrushConditioning(Conditioning):
     def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
         """The mask itself is shown."""
         if self.encode == "full":
-            clean = around = latents(image).float()
-        else:
-            clean, around = latents(torch.cat([image, image * (mask == 0)])).float().chunk(2)
-        return Canvas(clean, around, hole_of(mask, factor), mask_channels(mask, factor, self.mask_channels))
+            return self.canvas_of(latents(image).float(), mask, factor)
+        clean, around = latents(torch.cat([image, image * (mask == 0)])).float().chunk(2)
+        return self.canvas_of(clean, mask, factor)._replace(around=around)
+
+    def canvas_of(self, clean: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """The picture's own latents stand around the hole."""
+        return Canvas(clean, clean, hole_of(mask, factor), mask_channels(mask, factor, self.mask_channels))
 
     def noised(self, canvas: Canvas, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """x_t = (alpha_t x_0 + sigma_t eps) in the hole, the clean background outside, bit for bit."""
@@ -130,6 +143,9 @@ class NineChannelConditioning(Conditioning):
     """Stable Diffusion inpainting's: noise everywhere, shown beside it the mask (one pixel of each cell) and the
     latents of the picture with the mask greyed out; nothing is put back. C + 1 + C input channels."""
 
+    needs_picture = "it shows the picture with the mask greyed out, encoded; conditioning.name=smartbrush with " \
+        "encode: full needs none"
+
     def in_channels(self, latent_channels: int) -> int:
         """Twice C and the mask."""
         return 2 * latent_channels + 1
@@ -146,13 +162,18 @@ class PlainConditioning(Conditioning):
     """A text-to-image model's: nothing is shown beside x_t, and outside the region every x0 estimate is replaced by
     the picture, so that the sampler carries the noised picture along (Blended Latent Diffusion, arXiv 2206.02779)."""
 
+    needs_picture = ""
+
     def in_channels(self, latent_channels: int) -> int:
         """C."""
         return latent_channels
 
     def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
         """Nothing beside the picture's latents."""
-        clean = latents(image).float()
+        return self.canvas_of(latents(image).float(), mask, factor)
+
+    def canvas_of(self, clean: Tensor, mask: Tensor, factor: int) -> Canvas:
+        """Nothing beside the picture's latents."""
         return Canvas(clean, clean, hole_of(mask, factor), clean[:, :0])
 
     def put_back(self, x0: Tensor, canvas: Canvas, region: Tensor) -> Tensor:

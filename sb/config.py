@@ -5,6 +5,7 @@ This module reads and merges; what a section means is decided where it is built 
 
 import difflib
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -25,12 +26,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     A later parent wins over an earlier one, the file over its parents, an override over all. A section whose
     ``name`` changes replaces the inherited one, by an override too (``vae.name=tiny`` leaves only the name). An
-    override may only set a key that exists; ``+key=value`` adds one. Raises ValueError that names the
-    file or key and the nearest right one.
+    override may only set a key that exists; ``+key=value`` adds one. An override that is a YAML file is merged over
+    the run file like a child of it (``trainer/zero2.yaml``; a path, or one in ``configs/``). Raises ValueError that
+    names the file or key and the nearest right one.
     """
-    tree: Any = OmegaConf.to_container(_with_parents(Path(path), ()))
+    merged = _with_parents(Path(path), ())
+    files = [override for override in overrides if override.endswith(".yaml") and "=" not in override]
+    for file in files:
+        place = Path(file) if Path(file).is_file() or not (CONFIGS / file).is_file() else CONFIGS / file
+        merged = _merge(merged, _with_parents(place, (Path(path),)))
+    tree: Any = OmegaConf.to_container(merged)
     for override in overrides:
-        _apply(tree, override)
+        if override not in files:
+            _apply(tree, override)
     config = OmegaConf.create(tree)
     import_plugins(config.get("plugins") or ())
     try:
@@ -91,6 +99,15 @@ def check_keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"{where} has no key '{key}'; {nearest(key, known)}")
+
+
+def difference(there: Any, here: Any, where: str = "") -> str:
+    """The first place where two nested settings that are not equal differ, with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        key = next(key for key in [*here, *there] if there.get(key) != here.get(key))
+        return difference(there.get(key), here.get(key), f"{where}.{key}" if where else key)
+    shown = [text if len(text) <= 40 else text[:37] + "..." for text in (json.dumps(there), json.dumps(here))]
+    return f"{where} ({shown[0]} there, {shown[1]} now)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from sb.registry import build_fitted
+from sb.strategies import WholeFile
 
 
 class EndOfImages(L.Callback):
@@ -59,13 +63,15 @@ class Placement:
     accelerator: str = "auto"
     devices: int | str = "auto"
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: str | Mapping[str, Any] = "auto"
     precision: str = "32-true"
     accumulate: int = 1
     clip: float | None = None
     log_every_images: int = 1000
     progress_bar: bool = True
     channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if min(self.images, self.val_every_images, self.accumulate, self.log_every_images) < 1:
@@ -78,26 +84,47 @@ class Placement:
         devices = self.devices
         if devices in ("auto", -1):
             devices = torch.cuda.device_count() if on_gpu else 1
-        self.images_per_step = self.batch_size * int(devices) * self.num_nodes * self.accumulate
+        self.ranks = int(devices) * self.num_nodes
+        self.images_per_step = self.batch_size * self.ranks * self.accumulate
+        spec = {"name": self.strategy} if isinstance(self.strategy, str) else self.strategy
+        self._strategy = build_fitted("strategy", spec, {"ranks": self.ranks, "precision": str(self.precision)})
         steps = math.ceil(self.images / self.images_per_step)
         validations = max(1, round(steps * self.images_per_step / self.val_every_images))
         self.steps_per_val = math.ceil(steps / validations)
         self.steps = math.ceil(steps / self.steps_per_val) * self.steps_per_val
 
     @property
+    def in_parts(self) -> bool:
+        """Whether the strategy flattens weights or shares out their rows, for which they must lie in order."""
+        return isinstance(self._strategy, WholeFile)
+
+    @property
     def total_images(self) -> int:
         """Images of the whole run, over all ranks."""
         return self.steps * self.images_per_step
 
+    def quicken(self, system: Any) -> None:
+        """Recomputation and compilation of a system's networks; ValueError where its denoiser cannot recompute."""
+        denoiser = getattr(system, "denoiser", None)
+        if self.recompute:
+            if denoiser is None or not hasattr(denoiser, "recompute"):
+                raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")
+            denoiser.recompute()
+        if self.compile:
+            for module in (denoiser, getattr(system.vae, "encoder", None)):
+                if module is not None:
+                    module.compile()
+
     def trainer(self, run_dir: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
         """The Lightning Trainer; Lightning's own checkpoints never join in."""
+        casts_itself = isinstance(self._strategy, DeepSpeedStrategy)
         bar: list[L.Callback] = [TQDMProgressBar(refresh_rate=20)] if self.progress_bar else []
         return L.Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            strategy=self.strategy,
-            precision=self.precision,  # type: ignore[arg-type]
+            strategy=self._strategy,
+            precision="32-true" if casts_itself else self.precision,  # type: ignore[arg-type]
             max_steps=sys.maxsize,  # EndOfImages ends the run
             val_check_interval=self.steps_per_val * self.accumulate,
             check_val_every_n_epoch=None,

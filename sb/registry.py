@@ -27,6 +27,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sb.models.optim",),
     "system": ("sb.models.smartbrush", "sb.models.vae_system"),
     "sampler": ("sb.samplers",),
+    "strategy": ("sb.strategies",),
     "callback": (
         "sb.callbacks.ema",
         "sb.callbacks.mask_log",

@@ -4,7 +4,7 @@ Legend: B batch, H W pixels, h w latent cells, C latent channels, k mask channel
 """
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -22,31 +22,41 @@ class Skip(NamedTuple):
 class Batch:
     """What the loader hands to a training step: integers only, so that no precision plugin can touch it.
 
-    image: (B, 3, H, W) uint8. outline: (B, 1, H, W) uint8, 1 = object (all ones for text-to-image).
-    level: (B,) int64 on the ladder, 0 = outline. task: (B,) int64, index into the run's task list.
-    text, key: B strings. skipped: the samples that were replaced while this batch was made.
+    image: (B, 3, H, W) uint8, or None where the pictures come encoded. outline: (B, 1, H, W) uint8, 1 = object (all
+    ones for text-to-image). level: (B,) int64 on the ladder, 0 = outline. task: (B,) int64, index into the run's task
+    list. text, key: B strings. skipped: the samples that were replaced while this batch was made.
+    moments: (B, C or 2C, h, w) int16, the bits of fp16: a VAE's mean and, where it has one, std of raw z.
+    features: (B + 1, T*D + P) int16, the bits of fp16: the texts' tokens and pooled features, last the empty text's.
     """
 
-    image: Tensor
+    image: Tensor | None
     outline: Tensor
     level: Tensor
     task: Tensor
     text: list[str]
     key: list[str]
     skipped: list[Skip] = field(default_factory=list)
+    moments: Tensor | None = None
+    features: Tensor | None = None
 
     def check(self) -> "Batch":
         """Raise ValueError where a field has another shape or dtype than documented; returns itself."""
-        size = self.image.shape[0]
-        height, width = self.image.shape[-2:]
+        size = self.outline.shape[0]
+        height, width = (self.outline if self.image is None else self.image).shape[-2:]
+        if (self.image is None) == (self.moments is None):
+            raise ValueError("batch: holds either images or moments")
         wanted = {
             "image": ((size, 3, height, width), torch.uint8),
             "outline": ((size, 1, height, width), torch.uint8),
             "level": ((size,), torch.int64),
             "task": ((size,), torch.int64),
+            "moments": ((size, *(self.moments.shape[1:] if self.moments is not None else ())), torch.int16),
+            "features": ((size + 1, *(self.features.shape[1:] if self.features is not None else ())), torch.int16),
         }
         for name, (shape, dtype) in wanted.items():
             value = getattr(self, name)
+            if value is None:
+                continue
             if tuple(value.shape) != shape or value.dtype != dtype:
                 raise ValueError(f"batch.{name} is {tuple(value.shape)} {value.dtype}, not {shape} {dtype}")
         for name in ("text", "key"):
@@ -55,11 +65,11 @@ class Batch:
         return self
 
     def __len__(self) -> int:
-        return self.image.shape[0]
+        return self.outline.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on another device."""
-        tensors = {name: getattr(self, name) for name in ("image", "outline", "level", "task")}
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()})
 
 

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests compare digits, and run beside each other
@@ -19,6 +21,7 @@ from pycocotools import mask as coco_mask  # noqa: E402
 from sb import registry  # noqa: E402
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +58,38 @@ TINY = [  # overrides that make any run file of ours a matter of seconds
 ]
 
 
+SMALL = [  # networks of a run file on the shapes world, too small to learn
+    "vae.widths=8", "vae.blocks=1", "vae.weights=null", "denoiser.widths=[16,32]", "denoiser.blocks=1",
+    "denoiser.attention=[false,true]", "denoiser.heads=2", "denoiser.groups=8",
+    "text={name: tiny, width: 16, layers: 1, heads: 2}",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(shapes_shards):
+    """Overrides that shrink a run file and point it at the small shapes world."""
+    return [*TINY, *(f"data.{split}=[{{shards: {shapes_shards[split]}}}]" for split in ("train", "val"))]
+
+
 @pytest.fixture
-def tiny_overrides(shapes_shards, tmp_path):
-    """Overrides for ``config.load`` that shrink a run file and point it at the small shapes world."""
-    return [
-        *TINY, f"run_dir={tmp_path}/run", f"data.train=[{{shards: {shapes_shards['train']}}}]",
-        f"data.val=[{{shards: {shapes_shards['val']}}}]", "trainer.images=8", "trainer.val_every_images=8",
-    ]
+def tiny_overrides(tiny_settings, tmp_path):
+    """The same with a folder of their own and two steps."""
+    return [*tiny_settings, f"run_dir={tmp_path}/run", "trainer.images=8", "trainer.val_every_images=8"]
+
+
+@pytest.fixture(scope="session")
+def train():
+    """The training command on small networks, as a user starts it: overrides of configs/quickstart.yaml -> finished."""
+
+    def run(*overrides: str, timeout: float = 280, plugins: str = "") -> subprocess.CompletedProcess:
+        paths = [str(ROOT), *([str(ROOT / "tests")] if plugins else [])]
+        return subprocess.run(
+            [sys.executable, "tools/train.py", "configs/quickstart.yaml", *SMALL, f"plugins=[{plugins}]", *overrides],
+            cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)},
+        )
+
+    return run
 
 
 WIDTH, HEIGHT = 48, 40

@@ -215,6 +215,18 @@ def test_another_step_size_keeps_the_clock_in_images(tiny_overrides, batch_size,
             assert rate == pytest.approx(0.001 * (1 - (images - step) / total)), images
 
 
+def test_a_run_may_go_on_in_another_memory_layout(tiny_overrides):
+    """torch's fused AdamW reads weights and moments in memory order, whatever their shapes say."""
+    recipe = [*tiny_overrides, "+optimizer.eps=0.001", "optimizer.warmup_images=0", "optimizer.decay=none"]
+    straight = assemble(shrunk("quickstart.yaml", [*recipe, "trainer.images=16"]))
+    straight.fit()
+    straight.run_dir.rename(straight.run_dir.with_name("straight"))
+    assemble(shrunk("quickstart.yaml", [*recipe, "trainer.channels_last=false"])).fit()
+    run, _, _ = resumed(recipe, "trainer.images=16", "trainer.channels_last=true")
+    for (name, a), b in zip(straight.system.state_dict().items(), run.system.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
 def test_a_complete_run_is_left_as_it_is(trained):
     run, overrides = trained
     files = [path for part in ("model", "checkpoints") for path in (run.run_dir / part).iterdir()]
@@ -244,8 +256,17 @@ def test_resuming_with_other_widths_or_half_a_checkpoint_is_one_line(trained):
     with pytest.raises(ValueError, match=r"last.ckpt does not fit this model; .* of another shape") as error:
         resumed(overrides, "denoiser.widths=[24,32]", "trainer.images=16")
     assert "\n" not in str(error.value)
-    last = run.run_dir / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_cut_off_is_passed_over_by_name_and_none_left_is_refused(trained, caplog):
+    run, overrides = trained
+    last, best = (run.run_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     last.write_bytes(last.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="last.ckpt is not a readable checkpoint") as error:
+    again, rates, _ = resumed(overrides, "trainer.images=16")
+    assert again.checkpoint == best and again.system.images_seen == 16
+    assert f"passed over: {last} is not a readable checkpoint" in caplog.text
+    for path in (last, best):
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="none of the 2 checkpoints in .*last.ckpt is not a readable") as error:
         resumed(overrides, "trainer.images=16")
     assert "\n" not in str(error.value)

@@ -133,6 +133,16 @@ def test_a_box_in_place_of_a_mask(model, drawing, capsys):
     assert "does not lie inside the 40x24 px image" in capsys.readouterr().err
 
 
+def test_cache_latents_says_what_it_wrote_or_why_not(shapes_shards, tmp_path, capsys):
+    source = f"data.train.0.shards={shapes_shards['train']}"
+    options = [ROOT / "configs/quickstart_cached.yaml", *SMALL, source, "--out", tmp_path / "out", "--num-workers", 0]
+    assert tool("cache_latents", *options) == 0
+    assert f"{tmp_path}/out: 96 images x 2 frames, " in capsys.readouterr().out
+    assert tool("cache_latents", *options, "data.crop.variants=1") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "differs in latents.frames.crop.variants (2 there, 1 now)" in error
+
+
 def test_quickstart_names_tools_and_run_files_that_exist():
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "tools" / "quickstart.py")
     quickstart = importlib.util.module_from_spec(spec)

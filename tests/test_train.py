@@ -1,35 +1,18 @@
 """The training command as a user starts it: one process and two, on sound shards and on broken ones."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SMALL = ["vae.widths=8", "vae.blocks=1", "vae.weights=null", "denoiser.widths=[16,32]", "denoiser.blocks=1",
-         "denoiser.attention=[false,true]", "denoiser.heads=2", "denoiser.groups=8",
-         "text={name: tiny, width: 16, layers: 1, heads: 2}"]
 
-
-def train(*overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "tools/train.py", "configs/quickstart.yaml", *SMALL, *overrides],
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-
-
-def test_errors_are_one_line_and_a_non_zero_exit(tmp_path):
+def test_errors_are_one_line_and_a_non_zero_exit(train):
     done = train("denoiser.widhts=[8]")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "did you mean 'widths'" in done.stderr
 
 
 @pytest.mark.slow
-def test_two_ranks_train_on_a_stream_broken_in_five_ways(tiny_overrides, broken_set, tmp_path):
+def test_two_ranks_train_on_a_stream_broken_in_five_ways(train, tiny_overrides, broken_set, tmp_path):
     """1 % of each: both ranks finish, and one pass over the 400 samples counts each of the 20 broken ones once."""
     done = train(
         *tiny_overrides, f"data.train=[{{shards: {broken_set}}}]", "data.tasks=[{name: object, weight: 1.0}]",

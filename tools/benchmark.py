@@ -11,6 +11,8 @@ EPILOG = """example:
       images/s of the loader, of a bare loop over the same samples and of decoding alone, and their ratios
   python tools/benchmark.py model --size quickstart --device cpu
       UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
+  python tools/benchmark.py cached configs/quickstart_cached.yaml --pictures runs/quickstart/shards/train
+      images/s of training from cached latents and from pictures, beside what step, VAE and text tower allow
   python tools/benchmark.py load
       seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
@@ -40,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
     model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     model.set_defaults(measure=measure_model)
+    cached = parts.add_parser("cached", help="training from cached latents beside training from their pictures")
+    cached.add_argument("run_file", metavar="RUN.yaml", help="a run file that reads latents")
+    cached.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
+    cached.add_argument("--pictures", required=True, help="the shards that the latents were made of")
+    cached.add_argument("--steps", type=int, default=20, help="steps of each kind in a pass (default 20)")
+    cached.add_argument("--passes", type=int, default=7, help="alternated passes, the median counts (default 7)")
+    cached.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
+    cached.set_defaults(measure=measure_cached)
     load = parts.add_parser("load", help="loading a checkpoint beside copying its tensors; its peak memory")
     load.add_argument("file", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
     load.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
@@ -53,7 +63,7 @@ def measure_loader(flags: argparse.Namespace) -> dict[str, float]:
 
     return benchmark_loader(
         flags.shards, size_px=flags.size, batch_size=flags.batch_size, workers=flags.workers, images=flags.images,
-        passes=flags.passes, report=lambda line: print(line, file=sys.stderr),
+        passes=flags.passes, report=say,
     )
 
 
@@ -64,23 +74,33 @@ def measure_model(flags: argparse.Namespace) -> dict[str, Any]:
     return benchmark_model(
         flags.size, latent=flags.latent, batch=flags.batch, passes=flags.passes, device=flags.device,
         dtypes=["fp32", "bf16"] if flags.dtype == "both" else [flags.dtype], parts=flags.parts.split(","),
-        compiled=flags.compile, report=lambda line: print(line, file=sys.stderr, flush=True),
+        compiled=flags.compile, report=say,
     )
+
+
+def measure_cached(flags: argparse.Namespace) -> dict[str, float]:
+    """Run the ``cached`` part."""
+    from sb.cache_benchmark import benchmark_cached
+
+    given = {name: value for name, value in vars(flags).items() if name not in ("part", "measure")}
+    return benchmark_cached(**given, report=say)
 
 
 def measure_load(flags: argparse.Namespace) -> dict[str, float]:
     """Run the ``load`` part."""
     from sb.load_benchmark import benchmark_loading
 
-    return benchmark_loading(flags.file, flags.passes, lambda line: print(line, file=sys.stderr, flush=True))
+    return benchmark_loading(flags.file, flags.passes, say)
+
+
+def say(line: str) -> None:
+    """What a pass found, while the figures are still to come."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures, some in rows of their own, to four digits."""
-    return {
-        name: rounded(value) if isinstance(value, Mapping) else float(f"{value:.4g}")
-        for name, value in figures.items()
-    }
+    return {name: rounded(v) if isinstance(v, Mapping) else float(f"{v:.4g}") for name, v in figures.items()}
 
 
 def main() -> int:

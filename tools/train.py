@@ -7,6 +7,7 @@ EXAMPLE = """example:
   python tools/train.py configs/quickstart_vae.yaml
   python tools/train.py configs/shapes.yaml trainer.images=500000 run_dir=runs/shapes_long
   python tools/train.py configs/shapes.yaml resume=auto        continue runs/shapes, or start it
+  python tools/train.py configs/smartbrush_sd1.yaml configs/trainer/zero2.yaml trainer.devices=8
 everything lands in run_dir: config.yaml, versions.json, tensorboard/, checkpoints/, model/"""
 
 
@@ -15,7 +16,8 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_file", metavar="RUN.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file; +key=value adds one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="keys of the run file; +key=value adds one; FILE.yaml is merged over it")
     args = parser.parse_args()
     try:
         from sb import config

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sb.sharding import is_sharded
+
 GAP_PX = 2
 PAINT = (255, 64, 32)  # what a mask is shown in
 
@@ -22,7 +24,7 @@ def writer(trainer: L.Trainer) -> Any:
 
 class AtValidations(Callback):
     """Base of what is shown at validations, on rank zero, by the validated weights: the first one, and each by which
-    another ``every_images`` are complete.
+    another ``every_images`` are complete. Where the weights lie in parts, all ranks do the same and one writes.
 
     Subclasses say what in ``show``; no random state is disturbed, no gradient kept. ``name`` is the checkpoint's key.
     """
@@ -52,7 +54,7 @@ class AtValidations(Callback):
             return
         self._last = images
         board = writer(trainer)
-        if board is None or not trainer.is_global_zero:
+        if board is None or not (trainer.is_global_zero or is_sharded(pl_module)):
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():

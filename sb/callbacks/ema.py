@@ -1,53 +1,80 @@
 """Running averages of the trained weights, in fp32, with clocks that count images.
 
-Every average is ``e <- w + (e - w) * 0.5 ** (images since the last step / half life)``, once per optimizer step. During
-warm-up the half life is a share of the images seen so far (the ramp-up of EDM2, arXiv 2312.02696), so that a young
-average forgets the initial weights.
+Every average is ``e <- w + (e - w) * 0.5 ** (images since the last update / half life)``, at every optimizer step.
+During warm-up the half life is a share of the images seen so far (the ramp-up of EDM2, arXiv 2312.02696), so that a
+young average forgets the initial weights. Each rank averages the part of the weights that it trains (``sharding``), so
+an update needs no exchange under any strategy.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb.config import check_keys
 from sb.registry import register
+from sb.sharding import Part, shape_of, trained_parts, whole_values
 
 Weights = dict[str, Tensor]
+
+
+class _Clock(NamedTuple):
+    """When an average starts, and how fast it forgets: half life in images, at most ``share`` of those seen."""
+
+    half_life: float
+    share: float | None
+    start: float
+
+    def kept(self, images: int, since: int) -> float:
+        """What is left of the average after ``since`` images up to ``images``; nothing before it starts."""
+        half_life = self.half_life if self.share is None else min(self.half_life, self.share * images)
+        return 0.0 if images < self.start else 0.5 ** (since / half_life)
 
 
 @register("callback", "ema")
 class EMA(Callback):
     """Several averages by name, of the trainable parameters only; validation runs on the ``primary`` one.
 
-    averages: name -> ``half_life_images`` and ``warmup_share`` (the half life is at most this share of the images
-    seen; default 0.05; null for a constant half life). The module holds its raw weights at all other times: they
-    are put aside for validation and come back bit for bit, after an exception too, and a checkpoint taken in between
-    stores them in their place. The averages never pass through the module's dtype.
+    averages: name -> ``half_life_images``, ``warmup_share`` (the half life is at most this share of the images seen;
+    default 0.05; null for a constant half life) and ``start_images`` (until then it is the weights themselves; default
+    0). every_images: images between two updates; 0 for every optimizer step. device: ``cpu`` keeps the averages in
+    host memory, where updates are slow and want to be rare; null where the weights are.
+
+    The module holds its raw weights at all other times: they are put aside for validation and come back bit for bit,
+    after an exception too, and a checkpoint taken in between stores them in their place. The averages never pass
+    through the module's dtype. ``values`` and ``state_dict`` are called on all ranks.
     """
 
-    def __init__(self, averages: Mapping[str, Mapping[str, Any]], primary: str):
+    def __init__(
+        self, averages: Mapping[str, Mapping[str, Any]], primary: str, every_images: int = 0, device: str | None = None
+    ):
         if primary not in averages:
             raise ValueError(f"ema: primary '{primary}' is none of the averages {', '.join(averages) or '(none)'}")
-        self.primary = primary
-        self._clocks: dict[str, tuple[float, float | None]] = {}
+        if every_images < 0 or device not in (None, "cpu"):
+            raise ValueError(f"ema: needs every_images >= 0 and device cpu or null, not {every_images} and {device}")
+        self.primary, self.every_images, self.device = primary, every_images, device
+        self._clocks: dict[str, _Clock] = {}
         for name, spec in averages.items():
-            check_keys(f"ema: average '{name}'", spec, ("half_life_images", "warmup_share"))
+            check_keys(f"ema: average '{name}'", spec, ("half_life_images", "warmup_share", "start_images"))
             half_life, share = spec.get("half_life_images"), spec.get("warmup_share", 0.05)
+            start = spec.get("start_images", 0)
             if not isinstance(half_life, (int, float)) or half_life <= 0:
                 raise ValueError(f"ema: average '{name}' needs half_life_images > 0, not {half_life!r}")
             if share is not None and not (isinstance(share, (int, float)) and share > 0):
                 raise ValueError(f"ema: average '{name}': warmup_share must be > 0 or null, not {share!r}")
-            self._clocks[name] = (float(half_life), share)
+            if not isinstance(start, (int, float)) or start < 0:
+                raise ValueError(f"ema: average '{name}': start_images must be >= 0, not {start!r}")
+            self._clocks[name] = _Clock(float(half_life), share, float(start))
         self._values: dict[str, Weights] = {}
-        self._trained: dict[str, nn.Parameter] = {}
+        self._parts: dict[str, Part] = {}
         self._aside: Weights | None = None
         self._restored: dict[str, Any] | None = None
-        self._images = 0
+        self._images = 0  # at the last update
         self._step = 0
+        self._keep = True  # whether this rank writes checkpoints
 
     @property
     def state_key(self) -> str:
@@ -60,16 +87,18 @@ class EMA(Callback):
         return self._aside is not None
 
     def values(self, name: str) -> Weights:
-        """One average as fp32 tensors by parameter name."""
+        """One average as whole fp32 tensors by parameter name; on rank zero where they lie in parts."""
         if name not in self._values:
             raise ValueError(f"ema: no average '{name}'; there are: {', '.join(self._values) or 'none before fit'}")
-        return dict(self._values[name])
+        return whole_values(self._parts, self._values[name], self._keep)
 
     def raw(self) -> Weights:
-        """The raw trained weights by parameter name, wherever they are at this moment."""
-        return dict(self._aside) if self._aside is not None else {n: p.detach() for n, p in self._trained.items()}
+        """The raw trained weights by parameter name, wherever they are at this moment; like ``values``."""
+        parts = {name: part.values() for name, part in self._parts.items()}
+        return whole_values(self._parts, parts if self._aside is None else {**parts, **self._aside}, self._keep)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._keep = trainer.is_global_zero
         self._settle(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,19 +112,22 @@ class EMA(Callback):
             return
         self._step = trainer.global_step
         images = int(pl_module.images_seen)  # type: ignore[arg-type]
+        if images - self._images < self.every_images:
+            return
         with torch.no_grad():
-            weights = [p.detach().float() for p in self._trained.values()]
-            for name, (half_life, share) in self._clocks.items():
-                half_life = half_life if share is None else min(half_life, share * images)
-                kept = 0.5 ** ((images - self._images) / half_life)
+            weights = [p.values().to(self.device, torch.float32) for p in self._parts.values()]
+            for name, clock in self._clocks.items():
+                kept = clock.kept(images, images - self._images)
                 torch._foreach_lerp_(list(self._values[name].values()), weights, 1 - kept)
         self._images = images
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle(pl_module)
         if not self.swapped:
-            self._aside = {name: p.detach().clone() for name, p in self._trained.items()}
-            self._fill(self._values[self.primary])
+            self._aside = {
+                name: part.values().clone() for name, part in self._parts.items() if not part.own_copy
+            }
+            self._show(self._values[self.primary])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap_back()
@@ -106,11 +138,11 @@ class EMA(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._aside is not None:
-            checkpoint["state_dict"].update(self._aside)
+        if self._aside:
+            checkpoint["state_dict"].update(self.raw())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self._images, "averages": {name: dict(values) for name, values in self._values.items()}}
+        return {"images": self._images, "averages": {name: self.values(name) for name in self._values}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the averages until the parameters are on their device."""
@@ -118,11 +150,13 @@ class EMA(Callback):
 
     def _settle(self, pl_module: L.LightningModule) -> None:
         """Start the averages at the raw weights, or at what a checkpoint held."""
-        trained = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-        if [id(p) for p in trained.values()] != [id(p) for p in self._trained.values()]:  # not met before
-            self._trained = trained
+        parts = trained_parts(pl_module)
+        if [id(p.parameter) for p in parts.values()] != [id(p.parameter) for p in self._parts.values()]:  # not met yet
+            self._parts = parts
             self._values = {
-                name: {n: p.detach().to(torch.float32, copy=True) for n, p in self._trained.items()}
+                name: {
+                    n: p.values().to(self.device, torch.float32, copy=True) for n, p in self._parts.items()
+                }
                 for name in self._clocks
             }
             self._images = int(pl_module.images_seen)  # type: ignore[arg-type]
@@ -134,30 +168,31 @@ class EMA(Callback):
                     f"{', '.join(sorted(self._clocks))}; use the same names, or start from the weights without resuming"
                 )
             for name, values in self._values.items():
-                _copy_by_name(f"ema: the checkpoint's average '{name}'", stored[name], values)
+                self._load(f"ema: the checkpoint's average '{name}'", stored[name], values)
             self._images, self._restored = int(self._restored["images"]), None
 
-    def _fill(self, values: Weights) -> None:
-        """Copy values into the module, by name; each takes its parameter's dtype."""
+    def _show(self, values: Weights) -> None:
+        """Let the network work with these; each takes its parameter's dtype."""
         with torch.no_grad():
-            torch._foreach_copy_([p.data for p in self._trained.values()], [values[name] for name in self._trained])
+            for name, part in self._parts.items():
+                part.show(values[name])
 
     def _swap_back(self) -> None:
         if self._aside is not None:
-            self._fill(self._aside)
+            self._show({n: self._aside[n] if n in self._aside else p.values() for n, p in self._parts.items()})
             self._aside = None
 
-
-def _copy_by_name(where: str, source: Weights, target: Weights) -> None:
-    missing, extra = sorted(set(target) - set(source)), sorted(set(source) - set(target))
-    if missing or extra:
-        count, verb, name = (len(missing), "lacks", missing[0]) if missing else (len(extra), "has also", extra[0])
-        more = f" and {count - 1} more" if count > 1 else ""
-        raise ValueError(f"{where} {verb} '{name}'{more}: it belongs to another model, or other parts were trained")
-    for name, value in source.items():
-        if value.shape != target[name].shape:
-            raise ValueError(
-                f"{where}: '{name}' is {tuple(value.shape)} and the model's is {tuple(target[name].shape)}: "
-                "resume with the widths of the run that wrote it"
-            )
-        target[name].copy_(value)
+    def _load(self, where: str, source: Weights, target: Weights) -> None:
+        missing, extra = sorted(set(target) - set(source)), sorted(set(source) - set(target))
+        if missing or extra:
+            count, verb, name = (len(missing), "lacks", missing[0]) if missing else (len(extra), "has also", extra[0])
+            more = f" and {count - 1} more" if count > 1 else ""
+            raise ValueError(f"{where} {verb} '{name}'{more}: it belongs to another model, or other parts were trained")
+        for name, value in source.items():
+            own = shape_of(self._parts[name].parameter)
+            if tuple(value.shape) != own:
+                raise ValueError(
+                    f"{where}: '{name}' is {tuple(value.shape)} and the model's is {own}: "
+                    "resume with the widths of the run that wrote it"
+                )
+            target[name].copy_(self._parts[name].cut(value))

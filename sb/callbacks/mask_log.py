@@ -46,7 +46,7 @@ class MaskLog(Callback):
         if outputs.get("predicted") is None:
             return
         predicted = outputs["predicted"].float()
-        pixels = head_to_pixels(predicted, batch.image.shape[-1] // predicted.shape[-1])  # (B, 1, H, W)
+        pixels = head_to_pixels(predicted, batch.outline.shape[-1] // predicted.shape[-1])  # (B, 1, H, W)
         found, outline = pixels > self.threshold, batch.outline.bool()
         union = (found | outline).flatten(1).sum(1).clamp(min=1)
         iou = (found & outline).flatten(1).sum(1) / union  # (B,)
@@ -83,9 +83,9 @@ class MaskLog(Callback):
         if board is None or not trainer.is_global_zero:
             return
         chosen = outputs["has_object"].nonzero().flatten()[: self.num_images].tolist()
+        images = batch.image[chosen] if batch.image is not None else pl_module.pictures(batch, chosen)
         rows = []
-        for i in chosen:
-            image = batch.image[i]
+        for i, image in zip(chosen, images, strict=True):
             shown = (outputs["mask"][i], pixels[i], batch.outline[i])
             rows.append([image, *(tinted(image, mask) for mask in shown)])
         if rows:

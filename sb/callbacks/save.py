@@ -5,8 +5,6 @@ side and renamed into place, so that an older one survives a full disk or a kill
 """
 
 import errno
-import os
-import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,37 +20,15 @@ from torch import Tensor
 
 from sb.callbacks.ema import EMA
 from sb.callbacks.guard import NotFiniteError
+from sb.checkpoints import FOLDER, LAST, StraightToFile, place
 from sb.registry import register
+from sb.sharding import whole_state
 
 Export = Callable[[Path, dict[str, dict[str, Tensor]]], None]
 
 
 class SaveError(ValueError):
     """A checkpoint could not be written; the older ones are intact."""
-
-
-class StraightToFile(TorchCheckpointIO):
-    """Writes where it is told: Lightning's own goes through memory and the system's temporary folder.
-
-    Reading a broken file is a ValueError of one line.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write, and wait until it is on the disk."""
-        with open(path, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read as Lightning does; ValueError that names the file where it is cut off or no checkpoint."""
-        try:
-            return super().load_checkpoint(path, *args, **kwargs)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            first = (str(error).splitlines() or ["cut off"])[0]
-            raise ValueError(
-                f"{path} is not a readable checkpoint ({first}); put another one of that folder in its place"
-            ) from None
 
 
 @register("callback", "save")
@@ -104,9 +79,8 @@ class Save(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read and write checkpoints with ``StraightToFile``."""
-        with suppress(RuntimeError):  # sharded strategies have no such plugin and write their own way
-            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-                trainer.strategy.checkpoint_io = StraightToFile()
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StraightToFile()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from here."""
@@ -122,9 +96,9 @@ class Save(Checkpoint):
         assert self._images is not None
         before, now = self._images, int(pl_module.images_seen)  # type: ignore[arg-type]
         self._step, self._images = trainer.global_step, now
-        names = ["last.ckpt"] if before // self.every_images != now // self.every_images else []
+        names = [LAST] if before // self.every_images != now // self.every_images else []
         if self.keep_images is not None and before // self.keep_images != now // self.keep_images:
-            names = [f"images-{now:09d}.ckpt", "last.ckpt"]
+            names = [f"images-{now:09d}.ckpt", LAST]
         if names:
             self._save(trainer, pl_module, names)
 
@@ -142,9 +116,13 @@ class Save(Checkpoint):
             self.best = score
             self._save(trainer, pl_module, ["best.ckpt"])
 
+    def save_now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what is new since the last save, and the model folder; called on all ranks after an optimizer step."""
+        self._save(trainer, pl_module, [LAST] if self._saved != self._images else [])
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is new, and the model folder in any case: the last validation may have measured the VAE anew."""
-        self._save(trainer, pl_module, ["last.ckpt"] if self._saved != self._images else [])
+        self.save_now(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save an interrupted run as of its last optimizer step."""
@@ -155,56 +133,44 @@ class Save(Checkpoint):
         if trainer.validating:  # resume with training, not in the middle of a validation
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
         try:
-            self._save(trainer, pl_module, ["last.ckpt"])
+            self._save(trainer, pl_module, [LAST])
         except (ValueError, RuntimeError) as error:
             rank_zero_warn(f"the interrupted run could not be saved: {error}")
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, names: list[str]) -> None:
-        """One checkpoint under each of the names, then the model folder; called on all ranks."""
-        folder, model = self.run_dir / "checkpoints", self.run_dir / "model"
-        aside = folder / ".writing.ckpt"
-        try:
-            if names:
-                folder.mkdir(parents=True, exist_ok=True)
-                trainer.save_checkpoint(aside)
-            if trainer.is_global_zero:
-                for name in names[:-1]:
-                    _place_copy(aside, folder / name)
+        """One checkpoint under each of the names, then the model folder; called on all ranks, which fail together."""
+        folder, model = self.run_dir / FOLDER, self.run_dir / "model"
+        aside, target = folder / ".writing.ckpt", folder / names[-1] if names else model
+        failed: Exception | None = None
+        if names:
+            trainer.save_checkpoint(aside, weights_only=False)
+            failed = getattr(trainer.strategy.checkpoint_io, "failed", None)
+        weights = {} if self.export is None else _weights(trainer, pl_module)
+        if trainer.is_global_zero and failed is None:
+            try:
                 if names:
-                    os.replace(aside, folder / names[-1])
+                    place(aside, folder, names)
                 if self.export is not None:
-                    self.export(model, _weights(trainer, pl_module))
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's short write
-                raise
-            aside.unlink(missing_ok=True)
-            raise SaveError(_explain(folder / names[-1] if names else model, error)) from error
-        if "last.ckpt" in names:
+                    self.export(model, weights)
+            except (OSError, RuntimeError, ValueError) as error:
+                failed = error
+        line = trainer.strategy.broadcast(None if failed is None else _explain(target, failed))
+        if line is not None:
+            raise SaveError(line) from failed
+        if LAST in names:
             self._saved = self._images
 
 
-def _place_copy(source: Path, target: Path) -> None:
-    """A second name for the same bytes where the file system can, else a copy; whole or not at all."""
-    aside = target.with_name(".placing.ckpt")
-    aside.unlink(missing_ok=True)
-    try:
-        os.link(source, aside)
-    except OSError:
-        shutil.copyfile(source, aside)
-    os.replace(aside, target)
-
-
 def _weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, dict[str, Tensor]]:
-    """Complete state dicts by name, on the module's device; the averages are fp32."""
-    state = {name: value.detach() for name, value in pl_module.state_dict().items()}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
-            return {"ema": state | callback.values(callback.primary), "raw": state | callback.raw()}
-    return {"raw": state}
+    """Complete state dicts by name; the averages are fp32. On all ranks; rank zero has them all."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    state = whole_state(pl_module, trainer.is_global_zero)
+    return {"raw": state} if ema is None else {"ema": state | ema.values(ema.primary), "raw": state | ema.raw()}
 
 
 def _explain(path: Path, error: BaseException) -> str:
-    full = isinstance(error, RuntimeError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    short = "inline_container" in str(error)  # torch.save's way to say that fewer bytes were written than it gave
+    full = short or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free / 2**30
         if full:

@@ -32,18 +32,22 @@ class Crop:
     (log-uniform), at least ``min_side_px`` (null: the model's own size, so that small objects are not blown up)
     and at most the largest square that fits. Images for a task without an object take a random square whose side
     is between 1 / ``max_zoom`` of the largest and all of it.
+
+    variants: 0 draws a fresh frame for each sample; n gives each image n frames once and for all (sb/data/variants.py),
+    so that what a VAE makes of them can be cached.
     """
 
     min_context: float = 1.5
     max_context: float = 4.0
     min_side_px: int | None = None
     max_zoom: float = 1.3
+    variants: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_context <= self.max_context or self.max_zoom < 1:
+        if not 1 <= self.min_context <= self.max_context or self.max_zoom < 1 or self.variants < 0:
             raise ValueError(
-                "crop: needs 1 <= min_context <= max_context and max_zoom >= 1, "
-                f"not {self.min_context}, {self.max_context}, {self.max_zoom}"
+                "crop: needs 1 <= min_context <= max_context, max_zoom >= 1 and variants >= 0, "
+                f"not {self.min_context}, {self.max_context}, {self.max_zoom} and {self.variants}"
             )
 
 
@@ -56,7 +60,7 @@ def draw_frame(
     Without ``crop`` the frame is the largest square, so that an image that is square keeps every pixel.
     """
     largest = min(width, height)
-    left, top, box_width, box_height = (0, 0, width, height) if box is None else _whole(box, width, height)
+    left, top, box_width, box_height = (0, 0, width, height) if box is None else whole_box(box, width, height)
     context, across, down, mirror = rng.random(4).tolist()  # numpy's scalars are slow
     if crop is None:
         side = largest
@@ -110,7 +114,7 @@ def pixel_of(mask: Pixels) -> list[float] | None:
     return [float(columns[len(columns) // 2]), float(rows[len(rows) // 2]), 1.0, 1.0]
 
 
-def _whole(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+def whole_box(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
     """The box on whole pixels inside the image, at least one pixel each way."""
     left = min(max(math.floor(box[0]), 0), width - 1)
     top = min(max(math.floor(box[1]), 0), height - 1)

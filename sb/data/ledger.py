@@ -9,6 +9,7 @@ from sb.types import Batch
 
 BROKEN = (
     "truncated", "unreachable", "missing_key", "bad_json", "bad_schema", "absurd_size", "bad_image", "bad_mask",
+    "bad_moments",
 )
 UNUSABLE = ("no_object", "no_caption")  # nothing is wrong with these, their task just cannot use them
 NAMES_KEPT = 8

@@ -28,6 +28,7 @@ class ShardData(pl.LightningDataModule):
 
     train, val: sources, each ``{shards: [addresses], weight: 1.0}``. tasks: each ``{name, weight: 1.0, ...}`` with
     the keys of that task. batch_size: images per rank. crop: keys of ``Crop``, null shows the largest square.
+    (``{min_context: 1, max_context: 1, max_zoom: 1, variants: n}`` shows it too where it is no larger than image_size.)
     min_area, max_area: an object's share of its image. flip: the share mirrored. shuffle_shards: how many shards are
     shuffled together. cache_dir, cache_gib: where remote shards are kept. max_broken_share: see ``ledger``.
 
@@ -80,7 +81,9 @@ class ShardData(pl.LightningDataModule):
         self.batch_size, self.workers, self.prefetch = batch_size, workers, prefetch
         self.seed, self.shuffle_shards, self.val_images = seed, shuffle_shards, val_images
         self.cache: dict[str, Any] = {"cache_dir": cache_dir, "cache_gib": cache_gib}
-        self.look = Look(image_size, None if crop is None else Crop(**crop), flip, int(max_megapixels * 1e6))
+        self.look = Look(
+            image_size, None if crop is None else Crop(**crop), flip, int(max_megapixels * 1e6), (min_area, max_area)
+        )
         self.context: dict[str, Any] = {
             "level_weights": list(level_weights), "min_area": min_area, "max_area": max_area, "sample_by": sample_by,
         }

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,44 +62,26 @@ class ShardWriter:
 
     def write(self, shard: int) -> None:
         """Write tar, index and counts of one shard, each whole or not at all."""
-        plan = self.plan
-        tar = plan.out / shard_name(shard)
-        start = shard * plan.images_per_shard
         counts = _no_counts()
-        handle, aside = tempfile.mkstemp(dir=plan.out / BUILD, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                with TarWriter(file, encoder=False, mtime=0) as writer:
-                    for index in range(start, min(start + plan.images_per_shard, len(plan.source))):
-                        sample = self._sample(index, counts)
-                        if sample is not None:
-                            writer.write(sample)
-                        self._advance(1)
-            if counts["samples"]:
-                with open(aside, "rb") as file:
-                    counts |= {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
-                os.chmod(aside, 0o644)
-                os.replace(aside, tar)
-                write_index(tar)
-            counts = {**counts, "fingerprint": plan.fingerprint, "file": tar.name}
-            write_whole(count_file(plan.out, shard), json.dumps(counts).encode())
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(f"no space left for {tar}; free some and run again to go on, "
-                              "finished shards are kept") from None
-            raise
-        finally:
-            Path(aside).unlink(missing_ok=True)
+        write_shard(self.plan.out, shard, self._samples(shard, counts), counts, self.plan.fingerprint)
+
+    def _samples(self, shard: int, counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        start = shard * self.plan.images_per_shard
+        for index in range(start, min(start + self.plan.images_per_shard, len(self.plan.source))):
+            sample = self._sample(index, counts)
+            if sample is not None:
+                yield sample
+            self._advance(1)
 
     def _sample(self, index: int, counts: dict[str, Any]) -> dict[str, Any] | None:
         """The tar's entry for one item, counted; None where it is left out, counted by reason."""
         try:
             record = self._record(index)
-        except Skipped as skip:
-            _skip(counts, skip.reason, skip.name)
+        except Skipped as why:
+            skip(counts, why.reason, why.name)
             return None
         for reason, name in record.origin.get("skipped", ()):
-            _skip(counts, f"instance_{reason}", f"{record.key} {name}")
+            skip(counts, f"instance_{reason}", f"{record.key} {name}")
         counts["told"] += self._captions.add_to(record) if self._captions else 0
         counts["captioned"] += sum(bool(thing.captions) for thing in record.instances)
         counts["samples"] += 1
@@ -137,6 +119,35 @@ class ShardWriter:
         if not self.plan.exclude.isdisjoint(_names_of(record.key, record.origin)):
             raise Skipped("excluded", record.key)
         return record
+
+
+def write_shard(
+    out: Path, shard: int, samples: Iterable[dict[str, Any]], counts: dict[str, Any], fingerprint: str
+) -> None:
+    """Write samples (``__key__``, and bytes by extension) as a shard of a set: its tar, its index and, to say that it
+    is finished, its counts, each whole or not at all. counts: filled while ``samples`` is read."""
+    tar = out / shard_name(shard)
+    handle, aside = tempfile.mkstemp(dir=out / BUILD, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with TarWriter(file, encoder=False, mtime=0) as writer:
+                for sample in samples:
+                    writer.write(sample)
+        if counts["samples"]:
+            with open(aside, "rb") as file:
+                counts |= {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
+            os.chmod(aside, 0o644)
+            os.replace(aside, tar)
+            write_index(tar)
+        counts = {**counts, "fingerprint": fingerprint, "file": tar.name}
+        write_whole(count_file(out, shard), json.dumps(counts).encode())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"no space left for {tar}; free some and run again to go on, "
+                          "finished shards are kept") from None
+        raise
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 def count_file(out: Path, shard: int) -> Path:
@@ -194,7 +205,8 @@ def _no_counts() -> dict[str, Any]:
             "labels": Counter(), "licences": Counter(), "skipped": Counter(), "named": {}, "keys": []}
 
 
-def _skip(counts: dict[str, Any], reason: str, name: str) -> None:
+def skip(counts: dict[str, Any], reason: str, name: str) -> None:
+    """Count an item that is left out, and name it while there are few."""
     counts["skipped"][reason] += 1
     named = counts["named"].setdefault(reason, [])
     if len(named) < NUM_NAMED:

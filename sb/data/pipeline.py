@@ -6,19 +6,22 @@ bytes, the task plans what they are used for, ``decode`` and ``crop`` make array
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sb.data.collate import Parcel, Sample, collate
 from sb.data.crop import Crop, Frame, crop_image, crop_outline, draw_frame, enough_pixels, pixel_of
 from sb.data.decode import decode_image, decode_mask, read_record
+from sb.data.latents import look_up, same_latents
 from sb.data.ledger import Broken
 from sb.data.order import Draws, Mixture, SourceOrder, local_positions
 from sb.data.shards import RawSample, ShardStore
-from sb.data.tasks import Plan, Task, pick
+from sb.data.tasks import Plan, Record, Task, pick
+from sb.data.variants import shown_in, variant_frame
 from sb.types import Batch, Skip
 
 MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)  # odd json
@@ -27,12 +30,36 @@ ATTEMPTS, ATTEMPTS_NEAR = 64, 8  # stand-ins tried for a sample, the first ones 
 
 @dataclass
 class Look:
-    """How a stored image becomes a sample: the side in pixels, the crop, the share mirrored, the pixel limit."""
+    """How a stored image becomes a sample: the side in pixels, the crop, the share mirrored, the pixel limit, and the
+    share of their image that objects cover around which fixed frames lie."""
 
     size_px: int
     crop: Crop | None = None
     flip: float = 0.5
     max_pixels: int = 64_000_000
+    area: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def variants(self) -> int:
+        """How many fixed frames each image has; 0 where each sample gets a fresh one."""
+        return self.crop.variants if self.crop is not None else 0
+
+    def frames(self) -> dict[str, Any]:
+        """What decides on the fixed frames, by its names in a run file."""
+        crop = None if self.crop is None else asdict(self.crop)
+        return {"image_size": self.size_px, "crop": crop, "flip": float(self.flip),
+                "min_area": float(self.area[0]), "max_area": float(self.area[1])}
+
+    def frame(self, record: Record, key: str, variant: int) -> Frame:
+        """Fixed frame ``variant`` of an image."""
+        assert self.crop is not None
+        return variant_frame(record, key, variant, self.crop, self.size_px, self.flip, self.area)
+
+    def pixels(self, body: bytes, record: Record, frame: Frame) -> NDArray[np.uint8]:
+        """The frame (S, S, 3) of a stored image; Broken where it cannot be decoded."""
+        width, height = record["width"], record["height"]
+        image = decode_image(body, width, height, enough_pixels(width, height, frame, self.size_px))
+        return crop_image(image, width, height, frame, self.size_px)
 
 
 class Samples:
@@ -52,6 +79,10 @@ class Samples:
         self.look, self.draws = look, Draws(seed)
         self.mixture = Mixture(weights, seed)
         self.orders = [SourceOrder(s.counts, seed, n, block_shards) for n, s in enumerate(stores)]
+        self.latents = same_latents([(store.shards[0].address, store.latents) for store in self.stores])
+        if self.latents is not None:
+            self.latents.check_frames(look.frames())
+        self.texts = [table for store in self.stores for table in store.texts]
         self._ahead: dict[int, tuple[int, int]] = {}
 
     def sample(self, j: int) -> Sample:
@@ -69,7 +100,8 @@ class Samples:
                 if attempt:
                     rng = self.draws.at(j, attempt)
                     place = order.spare(position, rng.random(), anywhere=attempt > ATTEMPTS_NEAR)
-                raw = store.read(*place)
+                variant = int(rng.random() * self.look.variants) if self.look.variants else None
+                raw = store.read(*place, variant)
                 try:
                     sample = self._make(raw, task, rng)
                 except MALFORMED as error:
@@ -89,9 +121,16 @@ class Samples:
     def plan(self, raw: RawSample, task: int, rng: np.random.Generator) -> tuple[dict[str, Any], Plan, Frame]:
         """What will be shown of a stored sample: its record, the task's plan and the frame."""
         record = read_record(raw.record, self.look.max_pixels)
+        if raw.variant is not None:
+            frame = self.look.frame(record, key_of(raw), raw.variant)
+            return record, self.tasks[task].plan(shown_in(record, frame), rng), frame
         plan = self.tasks[task].plan(record, rng)
         frame = self._frame(record, None if plan.instance is None else list(plan.instance["box"]), rng)
         return record, plan, frame
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.int16] | None:
+        """The cached features (len(texts), n) of texts, None where there are none."""
+        return look_up(self.texts, texts) if self.texts else None
 
     def _make(self, raw: RawSample, task: int, rng: np.random.Generator) -> Sample:
         record, plan, frame = self.plan(raw, task, rng)
@@ -104,12 +143,14 @@ class Samples:
                 pixel = pixel_of(mask)
                 if pixel is None:
                     raise Broken("bad_mask")
+                if raw.variant is not None:
+                    raise Broken("no_object")  # in this frame
                 frame = self._frame(record, pixel, rng)
                 own = crop_outline(mask, frame, size_px)
-        image = decode_image(raw.image, width, height, enough_pixels(width, height, frame, size_px))
-        pixels = crop_image(image, width, height, frame, size_px)
+        moments = None if self.latents is None else self.latents.read(raw.image)
+        pixels = self.look.pixels(raw.image, record, frame) if moments is None else None
         outline = self.tasks[task].outline(own, size_px, rng)
-        return Sample(pixels, outline, plan.level, task, plan.text, raw.name.partition("/")[2])
+        return Sample(pixels, outline, plan.level, task, plan.text, key_of(raw), moments=moments)
 
     def _frame(self, record: Mapping[str, Any], box: Sequence[float] | None, rng: np.random.Generator) -> Frame:
         look = self.look
@@ -119,6 +160,11 @@ class Samples:
         if self.stores[source].remote and self._ahead.get(source) != (block := self.orders[source].block_of(position)):
             if self.stores[source].fetch_ahead(self.orders[source].next_shards(position)):
                 self._ahead[source] = block
+
+
+def key_of(raw: RawSample) -> str:
+    """The key of a stored sample, without its tar."""
+    return raw.name.partition("/")[2]
 
 
 @dataclass
@@ -210,6 +256,7 @@ def _worker() -> tuple[int, int]:
 
 def _batch(samples: Samples, positions: range) -> Parcel | Failure:
     try:
-        return collate([samples.sample(j) for j in positions])
+        made = [samples.sample(j) for j in positions]
+        return collate(made, samples.features([*(sample.text for sample in made), ""]))
     except (ValueError, OSError) as error:
         return Failure(str(error))

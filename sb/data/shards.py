@@ -16,6 +16,7 @@ from braceexpand import braceexpand
 
 from sb.data.cache import FileCache
 from sb.data.index import index_address, is_remote, open_address, parse_index, read_index
+from sb.data.latents import ROWS, TEXTS, Latents, TextTable, same_latents
 from sb.data.ledger import Broken
 from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
 
@@ -42,21 +43,26 @@ class Shard:
 
 @dataclass
 class RawSample:
-    """A sample as stored: ``name`` says where it lies (tar/key), ``image`` and ``record`` are the members' bytes."""
+    """A sample as stored: ``name`` says where it lies (tar/key), ``image`` and ``record`` are the members' bytes.
+
+    variant: which of the image's fixed frames is asked for; of latent shards, ``image`` is that frame's moments.
+    """
 
     name: str
     image: bytes
     record: bytes
+    variant: int | None = None
 
 
 @dataclass
 class Listing:
-    """What a list of addresses stands for: shards in a fixed order and, where manifests say so, the labels' counts
-    and which folders hold no captions of single objects."""
+    """What a list of addresses stands for: shards in a fixed order and, where manifests say so, the labels' counts,
+    which folders hold no captions of single objects, and what made the latents of each address that holds some."""
 
     shards: list[Shard] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     label_only: list[str] = field(default_factory=list)
+    latents: list[tuple[str, Latents | None]] = field(default_factory=list)
 
 
 def list_shards(addresses: Sequence[str] | str) -> Listing:
@@ -77,6 +83,7 @@ def list_shards(addresses: Sequence[str] | str) -> Listing:
 
 def _add(listing: Listing, address: str) -> None:
     address = address.rstrip("/").removesuffix("/" + MANIFEST)
+    made: dict[str, Any] | None = None
     if any(sign in address for sign in "*?["):
         found = [Shard(a) for a in _glob(address) if a.endswith(".tar")]
     elif address.endswith(".tar"):
@@ -84,6 +91,7 @@ def _add(listing: Listing, address: str) -> None:
     else:
         manifest = _manifest(address)
         if manifest is not None:
+            made = manifest.get("latents")
             listing.labels.update(manifest.get("labels") or {})
             listing.label_only += [address] * (manifest.get("captions") == "label-only")
             found = [
@@ -101,6 +109,8 @@ def _add(listing: Listing, address: str) -> None:
         if shard.size is None and not is_remote(shard.address):
             shard.size = os.path.getsize(shard.address)
     listing.shards.extend(found)
+    latents = Latents(address, made["vae"], made["frames"], made["text"]) if made else None
+    listing.latents.append((address, latents))
 
 
 def _manifest(folder: str) -> dict[str, Any] | None:
@@ -133,10 +143,13 @@ class ShardStore:
     ) -> None:
         listing = list_shards(addresses)
         self.shards, self.labels, self.label_only = listing.shards, listing.labels, listing.label_only
+        self.latents = same_latents(listing.latents)
         self.remote = any(is_remote(shard.address) for shard in self.shards)
         self.cache = FileCache(cache_dir, cache_gib)
         if self.remote:
             self.cache.folder.mkdir(parents=True, exist_ok=True)
+        with_texts = [made for _, made in listing.latents if made and made.text]
+        self.texts = [TextTable(self._beside(made, TEXTS), self._beside(made, ROWS)) for made in with_texts]
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
         self._ahead: threading.Thread | None = None
@@ -152,8 +165,8 @@ class ShardStore:
         return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict(), "_ahead": None,
                 "_failed": {}}
 
-    def read(self, shard: int, sample: int) -> RawSample:
-        """The bytes of one sample; Broken says why there are none."""
+    def read(self, shard: int, sample: int, variant: int | None = None) -> RawSample:
+        """The bytes of one sample, of latent shards with one frame's moments; Broken says why there are none."""
         name = f"{self.shards[shard].name}/#{sample}"
         if shard in self._failed and time.monotonic() - self._failed[shard] < RETRY_S:
             raise Broken("unreachable", name)
@@ -163,7 +176,10 @@ class ShardStore:
             members = entry["members"]
             if entry.get("lost"):
                 raise Broken("truncated", name)
-            extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+            known = IMAGE_EXTENSIONS if self.latents is None else (f"{variant}.npy",)
+            extension = next((e for e in known if e in members), None)
+            if self.latents is None and "0.npy" in members:
+                raise ValueError(f"shards: {name} holds latents; give its folder, whose manifest says what made them")
             if extension is None or "json" not in members:
                 raise Broken("missing_key", name)
             file = self._open(shard)
@@ -174,7 +190,7 @@ class ShardStore:
             raise Broken("unreachable", name) from None
         if len(image) < members[extension][1] or len(record) < members["json"][1]:
             raise Broken("truncated", name)
-        return RawSample(name, image, record)
+        return RawSample(name, image, record, variant)
 
     def fetch_ahead(self, shards: Sequence[int]) -> bool:
         """Fetch remote shards in the background, so that the block that needs them does not wait.
@@ -202,6 +218,10 @@ class ShardStore:
         """Close every open tar."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def _beside(self, made: Latents, name: str) -> Path:
+        address = f"{made.where}/{name}"
+        return self.cache.get(address, str(made.text)) if is_remote(address) else Path(address)
 
     def _open(self, number: int) -> int:
         if number in self._files:

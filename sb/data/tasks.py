@@ -52,17 +52,12 @@ class TaskContext:
 
     def choose(self, record: Record, rng: np.random.Generator) -> Mapping[str, Any]:
         """One of the image's eligible objects; Broken("no_object") where there is none."""
-        pixels = record["width"] * record["height"]
-        least, most = self.min_area * pixels, self.max_area * pixels
-        try:
-            eligible = [i for i in record["instances"] if not i.get("crowd") and least <= i["area"] <= most]
-        except KeyError:
-            raise Broken("missing_key") from None
-        if not eligible:
+        objects = eligible(record, self.min_area, self.max_area)
+        if not objects:
             raise Broken("no_object")
         if self.sample_by == "instance":
-            return eligible[int(rng.random() * len(eligible))]
-        return eligible[pick(rng, [1 / max(self.labels.get(i["label"], 1), 1) for i in eligible])]
+            return objects[int(rng.random() * len(objects))]
+        return objects[pick(rng, [1 / max(self.labels.get(i["label"], 1), 1) for i in objects])]
 
 
 class Task(Protocol):
@@ -75,6 +70,16 @@ class Task(Protocol):
 
     def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
         """The outline (S, S) uint8. own: the planned instance's in the crop, None where the plan has no instance."""
+
+
+def eligible(record: Record, min_area: float, max_area: float) -> list[Mapping[str, Any]]:
+    """The objects, crowds left out, that cover such a share of their image; Broken("missing_key") without an area."""
+    pixels = record["width"] * record["height"]
+    least, most = min_area * pixels, max_area * pixels
+    try:
+        return [i for i in record["instances"] if not i.get("crowd") and least <= i["area"] <= most]
+    except KeyError:
+        raise Broken("missing_key") from None
 
 
 def pick(rng: np.random.Generator, weights: Sequence[float]) -> int:

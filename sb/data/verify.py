@@ -7,16 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sb.data.decode import decode_mask
-from sb.data.index import index_address, index_tar, open_address, read_index
+from sb.data.index import index_address, index_tar, is_remote, open_address, read_index
+from sb.data.latents import ROWS, TEXTS, Latents, TextTable, same_latents
 from sb.data.ledger import Broken
 from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
 from sb.data.shards import Shard, list_shards
@@ -108,24 +111,25 @@ def read_members(file: IO[bytes], members: Mapping[str, tuple[int, int]]) -> dic
 
 
 def check_shards(where: str, workers: int = 1) -> Report:
-    """Read every sample of a shard set: schema, keys, image, sizes, masks, boxes, index and manifest.
+    """Read every sample of a shard set: schema, keys, image or latents, sizes, masks, boxes, index and manifest.
 
     Nothing is raised for what is found broken: it is in ``problems``. ValueError where there are no shards.
     """
-    shards = list_shards(where).shards
-    report = Report()
+    listing, report = list_shards(where), Report()
+    shards, check = listing.shards, partial(_check_tar, latents=same_latents(listing.latents))
     with tqdm(total=len(shards), desc="check", unit=" shards") as bar:
         if workers <= 1 or len(shards) == 1:
             for shard in shards:
-                report.add(_check_tar(shard))
+                report.add(check(shard))
                 bar.update()
         else:
             with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
-                for part in pool.map(_check_tar, shards):
+                for part in pool.map(check, shards):
                     report.add(part)
                     bar.update()
     twice = [key for key, count in Counter(report.keys).items() if count > 1]
     report.problems += [f"{key}: the key occurs more than once" for key in twice]
+    report.problems += [line for made in listing.latents for line in _check_texts(made[1])]
     folder = Path(where)
     if (folder / ".build").is_dir():
         report.problems.append(f"{where}: the build is not finished; run it again")
@@ -134,7 +138,7 @@ def check_shards(where: str, workers: int = 1) -> Report:
     return report
 
 
-def _check_tar(shard: Shard) -> Report:
+def _check_tar(shard: Shard, latents: Latents | None) -> Report:
     report = Report(shards=1)
     try:
         index = index_tar(shard.address)
@@ -155,7 +159,7 @@ def _check_tar(shard: Shard) -> Report:
             report.keys.append(key)
             whole = all(len(members[name]) == size for name, (_, size) in sample["members"].items())
             try:
-                lines = _check_sample(key, members, report) if whole else ["the tar ends inside this sample"]
+                lines = _check_sample(key, members, report, latents) if whole else ["the tar ends inside this sample"]
             except Exception as error:  # json can hold anything; what is not foreseen below is broken all the same
                 lines = [f"cannot be checked: {error!r}"]
             report.problems += [f"{shard.name} {key}: {line}" for line in lines]
@@ -173,11 +177,13 @@ def _check_index(address: str, fresh: Mapping[str, Any]) -> list[str]:
     return [] if stored == fresh else ["its index is not that of this tar; delete the index file"]
 
 
-def _check_sample(key: str, members: Mapping[str, bytes], report: Report) -> list[str]:
+def _check_sample(key: str, members: Mapping[str, bytes], report: Report, latents: Latents | None) -> list[str]:
     """What is wrong with one sample; a sound one is counted."""
     images = [extension for extension in IMAGE_EXTENSIONS if extension in members]
-    if len(images) != 1 or "json" not in members:
+    if latents is None and (len(images) != 1 or "json" not in members):
         return [f"has members {sorted(members)}, not one image and a json"]
+    if latents is not None and members.keys() != {"json", *latents.members}:
+        return [f"has members {sorted(members)}, not a json and the latents of {len(latents.members)} frames"]
     try:
         body = json.loads(members["json"])
     except ValueError as error:
@@ -189,22 +195,49 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report) -> lis
     if wrong:
         return [f"json {line}" for line in wrong]
     lines = [] if body["key"] == key else [f"json says its key is {body['key']}"]
-    try:
-        with Image.open(io.BytesIO(members[images[0]])) as picture:
-            picture.load()
-            size = picture.size
-    except Exception as error:  # whatever a decoder raises, the picture is broken
-        return lines + [f"image cannot be decoded: {error}"]
-    if size != (body["width"], body["height"]):
-        return lines + [f"image is {size[0]}x{size[1]}, json says {body['width']}x{body['height']}"]
+    lines += _check_image(members[images[0]], body) if latents is None else _check_latents(members, latents)
     if not all(isinstance(thing, dict) for thing in body["instances"]):
         return lines + ["json has an instance that is no object with keys"]
     ids = Counter(str(thing.get("id")) for thing in body["instances"])
     lines += [f"instance {name} occurs {n} times" for name, n in ids.items() if n > 1]
     for thing in body["instances"]:
-        lines += [f"instance {thing.get('id')}: {line}" for line in _check_instance(thing, *size)]
+        found = _check_instance(thing, body["width"], body["height"])
+        lines += [f"instance {thing.get('id')}: {line}" for line in found]
     if not lines:
-        _count(body, images[0], report)
+        _count(body, "latents" if latents else images[0], report)
+    return lines
+
+
+def _check_image(content: bytes, body: Mapping[str, Any]) -> list[str]:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            size = picture.size
+    except Exception as error:  # whatever a decoder raises, the picture is broken
+        return [f"image cannot be decoded: {error}"]
+    agree = size == (body["width"], body["height"])
+    return [] if agree else [f"image is {size[0]}x{size[1]}, json says {body['width']}x{body['height']}"]
+
+
+def _check_texts(latents: Latents | None) -> list[str]:
+    """What is wrong with the features of a local set's texts."""
+    if latents is None or latents.text is None or is_remote(latents.where):
+        return []
+    try:
+        TextTable(Path(latents.where) / TEXTS, Path(latents.where) / ROWS)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _check_latents(members: Mapping[str, bytes], latents: Latents) -> list[str]:
+    lines = []
+    for name in latents.members:
+        try:
+            if not np.isfinite(latents.read(members[name]).view(np.float16)).all():
+                lines.append(f"{name} holds numbers that are not finite")
+        except Broken:
+            lines.append(f"{name} is no fp16 array of {latents.shape}")
     return lines
 
 

@@ -24,14 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sb.config import write_whole
+from sb.config import difference, write_whole
 from sb.data.index import index_address
 from sb.data.pack import BUILD, NUM_NAMED, Plan, ShardWriter, count_file, identities, shard_name
 from sb.data.schema import SCHEMA_VERSION, Source
+from sb.data.shards import MANIFEST
 from sb.registry import build
 
 LABEL_ONLY, FROM_SOURCE = "label-only", "source"  # without a captions file: what the manifest says of the objects' own
-_MANIFEST = "manifest.json"
 _PACKAGES = ("numpy", "pillow", "pycocotools", "webdataset")
 _log = logging.getLogger(__name__)
 
@@ -58,39 +58,38 @@ def build_shards(
         "source": about, "num_items": len(built), "images_per_shard": images_per_shard,
         "captions": {"file": Path(captions).name, "sha256": _file_hash(captions)} if captions else LABEL_ONLY,
         "only_licences": sorted(str(licence) for licence in licences),
-        "exclude": [Path(where).name for where in exclude], "exclude_sha256": _digest(sorted(excluded)),
+        "exclude": [Path(where).name for where in exclude], "exclude_sha256": fingerprint_of(sorted(excluded)),
     }))
-    finished = _prepare(out, config, overwrite)
+    finished = prepare(out, config, overwrite)
     if finished is not None:
         _log.info("%s is already complete: %d images", out, finished["images"])
         return finished
     plan = Plan(built, out, images_per_shard, str(about.get("split", "")), captions,
-                tuple(config["only_licences"]), excluded, _digest(config))
+                tuple(config["only_licences"]), excluded, fingerprint_of(config))
     shards = range(-(-len(built) // images_per_shard))
-    todo = [shard for shard in shards if not _is_finished(plan, shard)]
+    todo = [shard for shard in shards if not is_finished(out, shard, plan.fingerprint)]
     if len(todo) < len(shards):
         _log.info("%s: going on, %d of %d shards are finished", out, len(shards) - len(todo), len(shards))
     _run(plan, todo, workers, len(built))
-    manifest = _manifest([_read_json(count_file(out, shard)) for shard in shards], config, out)
-    write_whole(out / _MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    shutil.rmtree(out / BUILD)
+    finish(out, manifest := _manifest([read_json(count_file(out, shard)) for shard in shards], config, out))
     _report(out, manifest)
     return manifest
 
 
-def _prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready for this build; the manifest where it is finished already, ValueError for another one."""
     if overwrite:
         _clear(out)
     state = out / BUILD / "config.json"
-    for place, what in ((out / _MANIFEST, "a finished"), (state, "an unfinished")):
+    for place, what in ((out / MANIFEST, "a finished"), (state, "an unfinished")):
         if not place.is_file():
             continue
-        stored = _read_json(place)
+        stored = read_json(place)
         before = {key: stored.get(key) for key in config}
-        before["captions"] = LABEL_ONLY if before["captions"] == FROM_SOURCE else before["captions"]
+        if before.get("captions") == FROM_SOURCE:
+            before["captions"] = LABEL_ONLY
         if before != config:
-            raise ValueError(f"{out} holds {what} build that differs in {_difference(before, config)}; "
+            raise ValueError(f"{out} holds {what} build that differs in {difference(before, config)}; "
                              "name another --out, or --overwrite")
         if place == state:
             for part in state.parent.glob("*.part"):
@@ -107,9 +106,15 @@ def _prepare(out: Path, config: Mapping[str, Any], overwrite: bool) -> dict[str,
     return None
 
 
+def finish(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, which makes the set complete, and remove what was needed to build it."""
+    write_whole(out / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    shutil.rmtree(out / BUILD)
+
+
 def _clear(out: Path) -> None:
     """Remove what a build wrote, and nothing else."""
-    (out / _MANIFEST).unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
     for tar in out.glob("shard-[0-9]*.tar"):
         tar.unlink()
         Path(index_address(tar)).unlink(missing_ok=True)
@@ -117,27 +122,14 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / BUILD)
 
 
-def _difference(before: Any, now: Any, where: str = "") -> str:
-    """The first place where two configurations differ, with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in [*now, *before] if before.get(key) != now.get(key))
-        return _difference(before.get(key), now.get(key), f"{where}.{key}" if where else key)
-    return f"{where} ({_short(before)} there, {_short(now)} now)"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _is_finished(plan: Plan, shard: int) -> bool:
+def is_finished(out: Path, shard: int, fingerprint: str) -> bool:
     """Whether a shard was written by this very build; a part that a stopped writer left is not looked at."""
-    place = count_file(plan.out, shard)
+    place = count_file(out, shard)
     if not place.is_file():
         return False
-    counts, tar = _read_json(place), plan.out / shard_name(shard)
+    counts, tar = read_json(place), out / shard_name(shard)
     whole = tar.is_file() and tar.stat().st_size == counts.get("bytes") and Path(index_address(tar)).is_file()
-    return counts["fingerprint"] == plan.fingerprint and (whole or not counts["samples"])
+    return counts["fingerprint"] == fingerprint and (whole or not counts["samples"])
 
 
 def _run(plan: Plan, todo: list[int], workers: int, num_items: int) -> None:
@@ -228,12 +220,16 @@ def _manifest(counts: Sequence[Mapping[str, Any]], config: Mapping[str, Any], ou
         "instances_with_caption": sums["captioned"],
         "skipped": _sorted(total["skipped"]), "skipped_named": named, "labels": _sorted(total["labels"]),
         "licences": _sorted(total["licences"]),
-        "shards": [{"file": part["file"], "samples": part["samples"], "bytes": part["bytes"],
-                    "sha256": part["sha256"]} for part in counts if part["samples"]],
+        "shards": listed(counts),
         **config,
         **({"captions": FROM_SOURCE} if config["captions"] == LABEL_ONLY and sums["captioned"] else {}),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
+
+
+def listed(counts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The manifest's list of shards, from the counts of each."""
+    return [{name: part[name] for name in ("file", "samples", "bytes", "sha256")} for part in counts if part["samples"]]
 
 
 def _report(out: Path, manifest: Mapping[str, Any]) -> None:
@@ -270,10 +266,12 @@ def _file_hash(path: str) -> str:
         raise ValueError(f"no captions file {path}") from None
 
 
-def _digest(value: Any) -> str:
+def fingerprint_of(value: Any) -> str:
+    """What tells one build's settings from another's."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
     body: dict[str, Any] = json.loads(path.read_bytes())
     return body

@@ -93,7 +93,7 @@ def evaluate_shapes(
         clock.lap("sheet")
         metrics["seconds"] = clock.seconds
         _write(Path(out_dir), metrics, sheet, {
-            "size_px": size_px, "oracle": digest(oracle),
+            "size_px": size_px, "oracle": digest(oracle.state_dict()),
             "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
             "metrics": {name: [round(v, 6) for v in values.tolist()] for name, values in each.items()},
         })

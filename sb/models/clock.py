@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sb.models.weights import check_state
+from sb.models.weights import check_state, digest
+from sb.sharding import lay_out
 from sb.types import Batch
 
 
@@ -23,7 +24,8 @@ class ImagesClock(L.LightningModule):
     def __init__(self, optimizer: Callable[..., Any], total_images: int, batch_size: int, seed: int):
         super().__init__()
         self.optimizer, self.total_images, self.batch_size, self.seed = optimizer, total_images, batch_size, seed
-        self.images_seen = 0
+        self.images_seen, self.frozen_parts = 0, {}  # type: int, dict[str, int]
+        self.strict_loading = False  # checkpoints lack what is frozen; ``check`` looks at every name
         self.gradient_norm: Tensor | None = None  # of this optimizer step, where a callback has measured it
         self._options: list[dict[str, Any]] = []  # of each parameter group, as the run file has them
         self._factor: Callable[[int, int], float]
@@ -73,14 +75,40 @@ class ImagesClock(L.LightningModule):
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
+    def setup(self, stage: str) -> None:
+        """Look at the frozen parts while they are whole: a strategy may share them out."""
+        self.frozen_parts = self.find_frozen()
+
+    def find_frozen(self) -> dict[str, int]:
+        """Checksums of what is not trained and in no checkpoint, by name; here, of frozen parameters."""
+        frozen = {name: p for name, p in self.named_parameters() if not p.requires_grad}
+        return {"frozen weights": digest(frozen)} if frozen else {}
+
+    def check(self, checkpoint: Mapping[str, Any], where: str) -> None:
+        """Raise ValueError, in one line, where a checkpoint's weights are those of another model."""
+        check_state(self, checkpoint["state_dict"], where, self._untrained())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the clock."""
-        checkpoint["images_seen"] = self.images_seen
+        """Keep the clock, and by what frozen parts the network was trained, not these themselves."""
+        checkpoint["images_seen"], checkpoint["frozen"] = self.images_seen, self.frozen_parts
+        for name in self._untrained():
+            checkpoint["state_dict"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the clock; ValueError in one line where the weights are those of another model."""
-        if "state_dict" in checkpoint:  # sharded strategies keep the weights elsewhere
-            check_state(self, checkpoint["state_dict"], str(self.trainer.ckpt_path))
+        """Take over the clock; ValueError where the weights are those of another model, or were trained by others."""
+        where = str(self.trainer.ckpt_path)
+        self.check(checkpoint, where)
+        others = [name for name, found in checkpoint.get("frozen", {}).items() if self.frozen_parts.get(name) != found]
+        if others:
+            raise ValueError(
+                f"{where} was trained with another {' and '.join(others)}: resume with the one of "
+                "then, or start from its weights (denoiser.weights) in another run_dir"
+            )
+        for state in checkpoint.get("optimizer_states", ()):
+            lay_out(self, state)
         self.images_seen = int(checkpoint["images_seen"])
         # the last batch of a run that is now longer is not the last one any more
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def _untrained(self) -> list[str]:
+        return [name for name, p in self.named_parameters() if not p.requires_grad]

@@ -3,10 +3,12 @@
 Legend: B batch, H W pixels, h w latent cells (H / factor), C latent channels.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from sb.models.weights import digest
 
 
 class Posterior(NamedTuple):
@@ -20,6 +22,16 @@ class Posterior(NamedTuple):
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
+
+    def stored(self, with_std: bool) -> Tensor:
+        """The bits of fp16 as int16: the mean (B, C, h, w), or mean and std (B, 2C, h, w)."""
+        return torch.cat([self.mean, self.std] if with_std else [self.mean], dim=1).half().view(torch.int16)
+
+    @classmethod
+    def read(cls, stored: Tensor, latent_channels: int) -> Self:
+        """The inverse of ``stored``, in float32."""
+        mean, *std = stored.contiguous().view(torch.float16).float().split(latent_channels, dim=1)
+        return cls(mean, std[0] if std else torch.zeros_like(mean))
 
     def kl(self) -> Tensor:
         """Mean divergence from N(0, 1) per latent number, in nats; without a std, its ``mean^2 / 2`` part alone."""
@@ -56,9 +68,19 @@ class Autoencoder(nn.Module):
         z = posterior.mean if generator is None else posterior.sample(generator)
         return (z - self.shift) * self.scale
 
+    def seen(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        """The latents (B, C, h, w) of a posterior in float32: of its mode, or of the draw that ``noise`` makes."""
+        z = posterior.mean.float()
+        return ((z if noise is None else z + posterior.std.float() * noise) - self.shift) * self.scale
+
     def picture(self, latents: Tensor) -> Tensor:
         """The inverse of ``latents``: (B, C, h, w) to an image (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decode(latents / self.scale + self.shift)
+
+
+def facts_of(vae: Autoencoder) -> dict[str, int]:
+    """What tells one VAE's latents from another's; scale and shift come after them."""
+    return {"digest": digest(vae.state_dict()), "factor": vae.factor, "channels": vae.latent_channels}
 
 
 def moments(posterior: Posterior) -> Tensor:

@@ -1,5 +1,6 @@
 """Optimizers with a learning rate that is scheduled in images, so that the batch size does not change the recipe."""
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 
@@ -66,4 +67,37 @@ class AdamW:
         )
         # a fused step could also unscale fp16 gradients, for which Lightning refuses to clip: leave that to the scaler
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer, ImageSchedule(total_images, self.warmup_images, self.decay)
+
+
+@register("optimizer", "adamw8bit")
+class AdamW8bit(AdamW):
+    """As ``adamw``, with its two moments in 8 bits, in blocks of 256 (arXiv 2110.02861): 2 bytes a parameter for 8.
+
+    Raises ValueError where bitsandbytes is missing, and for parameters in FSDP's pieces, which it cannot update.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        warmup_images: int = 0,
+        decay: str = "none",
+    ):
+        super().__init__(lr, weight_decay, betas, eps, warmup_images, decay)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("optimizer 'adamw8bit' needs bitsandbytes: pip install -e '.[adam8bit]'")
+
+    def __call__(
+        self, params: Iterable[torch.nn.Parameter], total_images: int
+    ) -> tuple[torch.optim.Optimizer, ImageSchedule]:
+        """The optimizer over ``params``, and the factor on its learning rate; small tensors keep fp32 moments."""
+        from bitsandbytes.optim import AdamW8bit as EightBit
+
+        trained = [p for p in params if p.requires_grad]
+        if any(hasattr(p, "full_tensor") for p in trained):
+            raise ValueError("optimizer 'adamw8bit' cannot update FSDP's pieces: use adamw, ddp or a zero strategy")
+        optimizer = EightBit(trained, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
         return optimizer, ImageSchedule(total_images, self.warmup_images, self.decay)

@@ -159,4 +159,5 @@ def psnr(picture: Tensor, target: Tensor) -> Tensor:
 
 
 def _to_float(batch: Batch) -> Tensor:
+    assert batch.image is not None
     return batch.image.float() / 127.5 - 1  # (B, 3, H, W)

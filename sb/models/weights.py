@@ -4,7 +4,7 @@ import errno
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sb.config import whole
+from sb.sharding import shape_of
 
 
 class _Inert:
@@ -69,14 +70,18 @@ def read_header(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Raise ValueError where ``state`` does not fit: how many tensors are missing, unexpected or of another shape."""
-    own = module.state_dict()
+def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str, without: Iterable[str] = ()) -> None:
+    """Raise ValueError where ``state`` does not fit: how many tensors are missing, unexpected or of another shape.
+
+    without: names of the module's that the state is not to hold. Sharded tensors count with their whole shape.
+    """
+    own = {name: shape_of(value) for name, value in module.state_dict(keep_vars=True).items()}
+    own = {name: shape for name, shape in own.items() if name not in set(without)}
     raise_misfit(where, {
         "missing": sorted(set(own) - set(state)), "unexpected": sorted(set(state) - set(own)),
         "of another shape": [
-            f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-            for name in sorted(set(own) & set(state)) if own[name].shape != state[name].shape
+            f"{name} is {tuple(state[name].shape)}, not {own[name]}"
+            for name in sorted(set(own) & set(state)) if own[name] != tuple(state[name].shape)
         ],
     })
 
@@ -106,12 +111,12 @@ class no_init(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def digest(module: nn.Module) -> int:
-    """A checksum of a module's weights, the same on any device and in any memory layout."""
+def digest(state: Mapping[str, Tensor]) -> int:
+    """A checksum of a module's weights by name, the same on any device and in any memory layout."""
     found = 0
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        found = zlib.crc32(plain.numpy(), zlib.crc32(name.encode(), found))
+        found = zlib.crc32(plain.numpy().data, zlib.crc32(name.encode(), found))
     return found
 
 

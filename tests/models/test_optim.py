@@ -51,3 +51,62 @@ def test_bad_values_are_refused() -> None:
         build("optimizer", {"name": "adamw", "decay": "step"})
     with pytest.raises(ValueError, match="betas must be two numbers"):
         build("optimizer", {"name": "adamw", "betas": [0.9]})
+
+
+def eight_bit(weight: torch.nn.Parameter, **options: float) -> torch.optim.Optimizer:
+    return build("optimizer", {"name": "adamw8bit", "lr": 1e-3, **options})([weight], total_images=1000)[0]
+
+
+def walk(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for number in steps:
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+        weight.grad = weight.detach() + 0.1 * noise
+        optimizer.step()
+
+
+def test_eight_bits_go_where_adamw_goes_with_a_quarter_of_its_state() -> None:
+    start = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    plain = build("optimizer", {"name": "adamw", "lr": 1e-3})([exact], total_images=1000)[0]
+    walk(exact, plain, range(30))
+    optimizer = eight_bit(rounded)
+    walk(rounded, optimizer, range(30))
+    assert 0 < (exact - rounded).norm() < 0.05 * (exact - start).norm()
+    kept = [v for v in optimizer.state[rounded].values() if torch.is_tensor(v) and v.numel() >= start.numel()]
+    assert [v.dtype for v in kept] == [torch.uint8, torch.uint8]
+
+
+def test_eight_bit_state_survives_saving(tmp_path) -> None:
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    optimizer = eight_bit(weight)
+    walk(weight, optimizer, range(3))
+    torch.save({"weight": weight.detach().clone(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    walk(weight, optimizer, range(3, 6))
+    stored = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = torch.nn.Parameter(stored["weight"])
+    optimizer = eight_bit(resumed)
+    optimizer.load_state_dict(stored["optimizer"])
+    walk(resumed, optimizer, range(3, 6))
+    assert torch.equal(weight, resumed)
+
+
+def test_eight_bit_options_do_what_they_claim() -> None:
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    optimizer = eight_bit(weight, lr=0.1, weight_decay=0.5)
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.allclose(weight, torch.tensor(0.95))
+    factor = build("optimizer", {"name": "adamw8bit", "warmup_images": 10, "decay": "linear"})([weight], 110)[1]
+    assert [factor(n, 1) for n in (0, 10, 60)] == pytest.approx([0.1, 1, 0.5])
+    with pytest.raises(ValueError, match="decay 'step' is none of"):
+        build("optimizer", {"name": "adamw8bit", "decay": "step"})
+
+
+def test_eight_bits_say_what_they_need(monkeypatch) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.full_tensor = None  # what a piece of FSDP's has
+    with pytest.raises(ValueError, match="cannot update FSDP's pieces"):
+        eight_bit(weight)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[adam8bit\]'"):
+        build("optimizer", {"name": "adamw8bit"})

@@ -1,5 +1,8 @@
 """The UNet: published size, what it is told and what it answers."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,3 +113,79 @@ def test_tasks_have_rows_after_the_levels(pooled):
     cond.tokens, cond.pooled = cond.tokens[:1].repeat(2, 1, 1), None if not pooled else cond.pooled[:1].repeat(2, 1)
     first, second = unet(x, t, cond)[0]
     assert not torch.allclose(first, second)  # the two differ in nothing else
+
+
+def test_blocks_are_all_that_lies_between_the_ends():
+    unet = small()
+    inside = [p for block in unet.blocks for p in block.parameters()]
+    assert len({id(p) for p in inside}) == len(inside)  # none lies in another
+    others = {name.split(".")[0] for name, p in unet.named_parameters() if not any(p is q for q in inside)}
+    ends = {"conv_in", "time_embedding", "class_embedding", "conv_norm_out", "conv_out"}
+    assert others == ends | {"down_blocks", "up_blocks"}  # these two: the changes of resolution
+    assert len(unet.blocks) == 2 + 1 + 3 + 4 + 2  # down: resnets, attention; middle; up: resnets, attentions
+
+
+def gradients(unet: UNet, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], int]:
+    """The gradients of one step, and how many bytes autograd kept for it, less the weights'."""
+    torch.manual_seed(1)
+    x, t, cond = torch.randn(4, 5, 16, 16), torch.tensor([3, 10, 500, 900]), condition(4)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype) if dtype else nullcontext():
+            prediction, logits = unet(x, t, cond)
+    unet.zero_grad()
+    (prediction.float().square().sum() + logits.float().square().sum()).backward()
+    kept_bytes = sum(t.untyped_storage().nbytes() for t in kept.values())
+    return [p.grad for p in unet.parameters()], kept_bytes - sum(p.nbytes for p in unet.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit_and_keep_less(dtype):
+    unet = small()
+    again = copy.deepcopy(unet)
+    again.recompute()
+    again.recompute()  # once is enough
+    assert list(again.state_dict()) == list(unet.state_dict())
+    (plain, kept), (recomputed, left) = gradients(unet, dtype), gradients(again, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert left < kept / 3
+
+
+@pytest.mark.slow
+def test_recomputing_works_in_a_compiled_network():
+    unet = small()
+    again = copy.deepcopy(unet)
+    again.recompute()
+    again.compile(backend="aot_eager")
+    for a, b in zip(gradients(unet)[0], gradients(again)[0], strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert list(again.state_dict()) == list(unet.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_blocks_can_be_sharded(recompute, tmp_path):
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    unet = small()
+    names, plain = list(unet.state_dict()), gradients(copy.deepcopy(unet))[0]
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        if recompute:
+            unet.recompute()
+        for block in unet.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(unet, mesh=mesh)
+        found = [grad.full_tensor() for grad in gradients(unet)[0]]
+        assert list(unet.state_dict()) == names
+    finally:
+        distributed.destroy_process_group()
+    for a, b in zip(plain, found, strict=True):  # its kernels round by where the tensors lie
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max()))

@@ -1,0 +1,103 @@
+"""Every strategy on CPU ranks as the command starts it: the same training, the same files, one after another."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sb.launch import Placement
+
+STRATEGIES = ["ddp", "fsdp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+# equal but for rounding: AdamW would blow up the rounding of gradients that are next to nothing
+PLAIN = ["+optimizer.eps=0.001", "optimizer.decay=none", "optimizer.warmup_images=0", "callbacks.save.every_images=16"]
+
+
+def run_of(train, settings: list[str], folder: Path, ranks: int, *overrides: str) -> Path:
+    """One process takes batches of 8 where two take 4 each."""
+    done = train(
+        *settings, *PLAIN, "system.name=keyed_noise", f"run_dir={folder}", f"trainer.devices={ranks}",
+        f"data.batch_size={8 // ranks}", "trainer.val_every_images=16", *overrides, plugins="keyed_noise",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    """All that is trained, by name: weights, average and the optimizer's moments."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = checkpoint["optimizer_states"][0]["state"]
+    return {
+        **{f"raw.{name}": value for name, value in checkpoint["state_dict"].items()},
+        **{f"ema.{name}": value for name, value in checkpoint["callbacks"]["ema"]["averages"]["main"].items()},
+        **{f"{number}.{name}": value for number, entry in kept.items() for name, value in entry.items()},
+    }
+
+
+def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert worst <= 1e-6, worst
+
+
+@pytest.fixture(scope="module")
+def alone(train, tiny_settings, tmp_path_factory):
+    """What one process makes of 64 images."""
+    return run_of(train, tiny_settings, tmp_path_factory.mktemp("alone") / "run", 1, "trainer.images=64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_train_like_one_process(alone, train, tiny_settings, strategy, tmp_path):
+    """Weights, EMA and AdamW's moments to 1e-6; the exported average as well."""
+    run = run_of(train, tiny_settings, tmp_path / "run", 2, f"trainer/{strategy}.yaml", "trainer.images=64")
+    assert_close(state(alone), state(run))
+    for name in ("unet", "unet.raw"):
+        assert_close(*(load_file(place / "model" / f"{name}.safetensors") for place in (alone, run)))
+    sizes = [(place / "checkpoints" / "last.ckpt").stat().st_size for place in (alone, run)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_under_another_strategy(alone, train, tiny_settings, tmp_path):
+    """Every 16 images another one takes over the same checkpoint."""
+    for number, (ranks, strategy) in enumerate([(2, "zero3"), (2, "fsdp"), (1, "ddp"), (2, "zero2")], 1):
+        run_of(
+            train, tiny_settings, tmp_path / "run", ranks, f"trainer/{strategy}.yaml", "resume=auto",
+            f"trainer.images={16 * number}",
+        )
+    assert_close(state(alone), state(tmp_path / "run"))
+
+
+def placed(**options) -> Placement:
+    return Placement(4, 8, 8, accelerator="cpu", **options)
+
+
+def test_names_stages_and_precisions_are_checked():
+    with pytest.raises(ValueError, match="no strategy named 'dpp'; did you mean 'ddp'"):
+        placed(strategy="dpp")
+    with pytest.raises(ValueError, match="stage must be 1, 2 or 3, not 4"):
+        placed(strategy={"name": "deepspeed", "stage": 4})
+    with pytest.raises(ValueError, match="strategy 'deepspeed' has no key 'stages'"):
+        placed(strategy={"name": "deepspeed", "stages": 2})
+    with pytest.raises(ValueError, match="must be bf16-mixed or 32-true, not 16-mixed"):
+        from sb.strategies import deepspeed
+
+        deepspeed(2, "16-mixed")
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed.ops", None)
+    with pytest.raises(ValueError, match=r"pip install -e '.\[deepspeed\]'"):
+        placed(strategy={"name": "deepspeed"})
+
+
+def test_deepspeed_is_told_to_autocast_and_not_to_cast():
+    strategy = placed(strategy={"name": "deepspeed", "stage": 3, "offload": True}, precision="bf16-mixed")._strategy
+    config = strategy.config
+    assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"} and "bf16" not in config
+    assert config["zero_optimization"] == {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    extra = placed(strategy={"name": "deepspeed", "options": {"steps_per_print": 7}})._strategy
+    assert extra.config["steps_per_print"] == 7
