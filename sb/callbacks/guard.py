@@ -1,5 +1,6 @@
 """Stops a run that has gone wrong: losses or gradients that are not finite, and too many broken samples."""
 
+import math
 from typing import Any, Protocol
 
 import lightning as L
@@ -77,8 +78,11 @@ class Guard(Callback):
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        pl_module.log("grad/norm", norm)
-        if torch.isfinite(norm):
+        norm = getattr(norm, "full_tensor", lambda: norm)()  # of gradients that are sharded
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("grad/norm", norm)
+        pl_module.gradient_norm = norm  # for clipping, which need not measure it again
+        if math.isfinite(float(norm)):  # the one moment of a step at which the host waits for the device
             self._bad = 0
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -77,6 +77,7 @@ class SmartBrush(ImagesClock):
         self.has_object = torch.tensor(list(has_object))
         self.posterior = posterior
         self._outside: dict[str, nn.Module] = {}
+        self._place: torch.device | None = None  # where they are
         self.__dict__["_outside"] = {"vae": vae.eval().requires_grad_(False)}
         if train_text:
             self.text_tower = text
@@ -86,12 +87,20 @@ class SmartBrush(ImagesClock):
     @property
     def vae(self) -> Any:
         """The frozen autoencoder, on this module's device."""
-        return self._outside["vae"].to(self.device)
+        return self._placed()["vae"]
 
     @property
     def text(self) -> Any:
         """The text tower, on this module's device."""
-        return self._outside["text"].to(self.device) if "text" in self._outside else self.text_tower
+        return self._placed().get("text") or self.text_tower
+
+    def _placed(self) -> dict[str, nn.Module]:
+        """The frozen parts, moved where this module has gone since: walking through them takes a while."""
+        if self._place != self.device:
+            self._place = self.device
+            for module in self._outside.values():
+                module.to(self.device)
+        return self._outside
 
     def find_frozen(self) -> dict[str, int]:
         """Those of the parts outside too."""
@@ -188,8 +197,7 @@ class SmartBrush(ImagesClock):
         generator = self.generator(self.seed, self.images_seen, self.global_rank)
         out = self.step(batch, self.draw(batch.outline, generator, self.text_dropout))
         self.count(batch)
-        logged = {f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}
-        self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch))
+        self.log_step({f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}, len(batch))
         return out
 
     def validation_step(self, batch: Batch, _: int) -> dict[str, Any]:

@@ -114,8 +114,7 @@ class VAESystem(ImagesClock):
         picture = self.vae.decode(self.objective.draw(posterior, generator))
         out = self.objective(picture, target, posterior, self.images_seen)
         self.count(batch)
-        self.log_dict({f"train/{name}": part for name, part in out.items()}, batch_size=len(batch))
-        self.log("step", self.clock())
+        self.log_step({f"train/{name}": part for name, part in out.items()}, len(batch))
         return out
 
     def on_validation_epoch_start(self) -> None:
