@@ -11,6 +11,8 @@ EPILOG = """example:
       images/s of the loader, of a bare loop over the same samples and of decoding alone, and their ratios
   python tools/benchmark.py model --size quickstart --device cpu
       UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
+  python tools/benchmark.py train --size sd1 --batch 32 --compile
+      our whole training loop beside a plain diffusers one: images/s, memory, share of the peak, a profile
   python tools/benchmark.py load
       seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
@@ -31,15 +33,21 @@ def parser() -> argparse.ArgumentParser:
     loader.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
     loader.set_defaults(measure=measure_loader)
     model = parts.add_parser("model", help="our networks beside diffusers' and transformers' with the same weights")
-    model.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
-    model.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
     model.add_argument("--batch", type=int, default=1, help="samples per call (default 1)")
-    model.add_argument("--passes", type=int, default=5, help="alternated pairs, the median counts (default 5)")
-    model.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
     model.add_argument("--dtype", choices=["fp32", "bf16", "both"], default="both", help="(default both)")
     model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
-    model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     model.set_defaults(measure=measure_model)
+    train = parts.add_parser("train", help="our whole training loop beside a plain diffusers one, latents in memory")
+    train.add_argument("--batch", type=int, default=8, help="images per step (default 8)")
+    train.add_argument("--steps", type=int, default=10, help="steps of a turn (default 10)")
+    train.add_argument("--tuned", action="store_true", help="the diffusers loop in channels last, with a quick EMA")
+    train.set_defaults(measure=measure_train)
+    for part in (model, train):
+        part.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
+        part.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
+        part.add_argument("--passes", type=int, default=5, help="alternated pairs, the median counts (default 5)")
+        part.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
+        part.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     load = parts.add_parser("load", help="loading a checkpoint beside copying its tensors; its peak memory")
     load.add_argument("file", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
     load.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
@@ -66,6 +74,16 @@ def measure_model(flags: argparse.Namespace) -> dict[str, Any]:
         dtypes=["fp32", "bf16"] if flags.dtype == "both" else [flags.dtype], parts=flags.parts.split(","),
         compiled=flags.compile, report=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def measure_train(flags: argparse.Namespace) -> dict[str, Any]:
+    """Run the ``train`` part."""
+    from sb.train_benchmark import Setup, benchmark_training
+
+    setup = Setup(
+        flags.size, flags.latent or 0, flags.batch, flags.steps, flags.passes, flags.device, flags.compile, flags.tuned
+    )
+    return benchmark_training(setup, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def measure_load(flags: argparse.Namespace) -> dict[str, float]:
