@@ -1,7 +1,8 @@
-"""A callback that writes down what each rank was given: one line of JSON per training batch, kept through any kill."""
+"""Callbacks for runs that are stopped: what each rank was given, written down; a shard and a rank that get stuck."""
 
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -30,3 +31,32 @@ class BatchTrace(pl.Callback):
             "pid": os.getpid(),
         }
         os.write(self.file, (json.dumps(line) + "\n").encode())
+
+
+@register("callback", "stuck_shard")
+class StuckShard(pl.Callback):
+    """Shard ``number`` of the first training source never answers once training has been set up."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def setup(self, trainer, pl_module, stage):
+        shard = trainer.datamodule.samples("train").stores[0].shards[self.number]
+        fifo = f"{trainer.default_root_dir}/fifo-{trainer.global_rank}"
+        os.makedirs(trainer.default_root_dir, exist_ok=True)
+        os.mkfifo(fifo)
+        os.makedirs(f"{fifo}.d")
+        shard.address = f"{fifo}.d/{shard.name}"
+        os.rename(fifo, shard.address)
+
+
+@register("callback", "stuck_rank")
+class StuckRank(pl.Callback):
+    """One rank stops for good at ``images``, without an error."""
+
+    def __init__(self, rank: int, images: int):
+        self.rank, self.images = rank, images
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == self.rank and pl_module.images_seen >= self.images:
+            time.sleep(600)

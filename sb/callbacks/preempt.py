@@ -45,6 +45,7 @@ class Preempt(Checkpoint):
         self._told = 0  # the first signal's number
         self._saved = False
         self._step = 0
+        self._stepped = False  # nothing is half accumulated
         self._group: Any = None
         self._asked: tuple[Any, Tensor] | None = None
         self._ears: tuple[int, int] | None = None  # the wake-up descriptors: the one before ours, and ours
@@ -73,9 +74,9 @@ class Preempt(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Leave after an optimizer step: half-accumulated gradients are in no checkpoint."""
-        if trainer.global_step != self._step:
-            self._step = trainer.global_step
-            self._look(trainer, pl_module)
+        self._stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
+        self._look(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -95,7 +96,7 @@ class Preempt(Checkpoint):
         self._close()
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._ears is not None and self._agreed():
+        if self._stepped and self._ears is not None and self._agreed():
             self._leave(trainer, pl_module)
 
     def _agreed(self) -> int:
