@@ -39,7 +39,7 @@ class ImagesClock(L.LightningModule):
         return torch.tensor(self.images_seen, dtype=torch.float64)
 
     def log_step(self, values: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log a training step's values where Lightning writes them out: in the steps between, that costs and is lost."""
+        """Log a step's values where Lightning writes them out: in the steps between, that costs time and is lost."""
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({**values, "step": self.clock()}, batch_size=batch_size)
 
