@@ -13,6 +13,8 @@ EPILOG = """example:
       UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
   python tools/benchmark.py cached configs/quickstart_cached.yaml --pictures runs/quickstart/shards/train
       images/s of training from cached latents and from pictures, beside what step, VAE and text tower allow
+  python tools/benchmark.py overhead configs/quickstart.yaml --steps 500
+      ms of each part of a training step; the share of all that is not networks, backward, optimizer or waiting
   python tools/benchmark.py load
       seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     loader.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     loader.add_argument("--images", type=int, default=1024, help="images per pass (default 1024)")
     loader.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
-    loader.set_defaults(measure=measure_loader)
+    loader.set_defaults(measure="loader")
     model = parts.add_parser("model", help="our networks beside diffusers' and transformers' with the same weights")
     model.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
     model.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
@@ -41,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--dtype", choices=["fp32", "bf16", "both"], default="both", help="(default both)")
     model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
     model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
-    model.set_defaults(measure=measure_model)
+    model.set_defaults(measure="model")
     cached = parts.add_parser("cached", help="training from cached latents beside training from their pictures")
     cached.add_argument("run_file", metavar="RUN.yaml", help="a run file that reads latents")
     cached.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
@@ -49,53 +51,18 @@ def parser() -> argparse.ArgumentParser:
     cached.add_argument("--steps", type=int, default=20, help="steps of each kind in a pass (default 20)")
     cached.add_argument("--passes", type=int, default=7, help="alternated passes, the median counts (default 7)")
     cached.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
-    cached.set_defaults(measure=measure_cached)
+    cached.set_defaults(measure="cached")
+    overhead = parts.add_parser("overhead", help="where a training step's time goes, in a run file's own run")
+    overhead.add_argument("run_file", metavar="RUN.yaml", nargs="?", default="configs/quickstart.yaml",
+                          help="(default configs/quickstart.yaml)")
+    overhead.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
+    overhead.add_argument("--steps", type=int, default=500, help="optimizer steps, the median counts (default 500)")
+    overhead.set_defaults(measure="overhead")
     load = parts.add_parser("load", help="loading a checkpoint beside copying its tensors; its peak memory")
     load.add_argument("file", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
     load.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
-    load.set_defaults(measure=measure_load)
+    load.set_defaults(measure="load")
     return whole
-
-
-def measure_loader(flags: argparse.Namespace) -> dict[str, float]:
-    """Run the ``loader`` part."""
-    from sb.data.loader_benchmark import benchmark_loader
-
-    return benchmark_loader(
-        flags.shards, size_px=flags.size, batch_size=flags.batch_size, workers=flags.workers, images=flags.images,
-        passes=flags.passes, report=say,
-    )
-
-
-def measure_model(flags: argparse.Namespace) -> dict[str, Any]:
-    """Run the ``model`` part."""
-    from sb.models.model_benchmark import benchmark_model
-
-    return benchmark_model(
-        flags.size, latent=flags.latent, batch=flags.batch, passes=flags.passes, device=flags.device,
-        dtypes=["fp32", "bf16"] if flags.dtype == "both" else [flags.dtype], parts=flags.parts.split(","),
-        compiled=flags.compile, report=say,
-    )
-
-
-def measure_cached(flags: argparse.Namespace) -> dict[str, float]:
-    """Run the ``cached`` part."""
-    from sb.cache_benchmark import benchmark_cached
-
-    given = {name: value for name, value in vars(flags).items() if name not in ("part", "measure")}
-    return benchmark_cached(**given, report=say)
-
-
-def measure_load(flags: argparse.Namespace) -> dict[str, float]:
-    """Run the ``load`` part."""
-    from sb.load_benchmark import benchmark_loading
-
-    return benchmark_loading(flags.file, flags.passes, say)
-
-
-def say(line: str) -> None:
-    """What a pass found, while the figures are still to come."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +74,9 @@ def main() -> int:
     """Measure, print the figures as JSON."""
     flags = parser().parse_args()
     try:
-        figures = flags.measure(flags)
+        from sb import benchmarks
+
+        figures = getattr(benchmarks, f"measure_{flags.measure}")(flags)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
