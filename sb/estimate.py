@@ -7,6 +7,7 @@ Legend: P trained parameters, n ranks. Weights, gradients and averages are fp32,
 """
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,24 @@ def forward_flops(module: nn.Module, *inputs: Any) -> int:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         functional_call(module, _like(module, torch.device("meta")), inputs)
     return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product, the best of five readings: what a share of the peak is a share of."""
+    on_gpu = device.type == "cuda"
+    side, repeats = (8192, 10) if on_gpu else (1536, 1)
+    a = torch.ones(side, side, device=device, dtype=dtype).normal_(generator=torch.Generator(device).manual_seed(0))
+    seconds = []
+    for _ in range(6):  # the first one warms up
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            a @ a
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds.append((time.perf_counter() - began) / repeats)
+    return 2 * side**3 / min(seconds[1:])
 
 
 def saved_bytes(module: nn.Module, inputs_of: Callable[[int, torch.device], tuple[Any, ...]]) -> int:

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from sb.estimate import forward_flops
 from sb.launch import Placement
 from sb.masks import Ladder
+from sb.estimate import matmul_rate
 from sb.models.latents import Autoencoder
-from sb.models.model_benchmark import GIB, matmul_gflops
+from sb.models.model_benchmark import GIB
 from sb.models.model_pairs import SIZES, library
 from sb.models.smartbrush import SmartBrush
 from sb.models.unet import UNet
@@ -173,7 +174,7 @@ def benchmark_training(
     report(f"{setup.where.type}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers "
            f"{diffusers.__version__}, {'compiled' if setup.compiled else 'not compiled'}")
     torch.manual_seed(0)
-    peak = matmul_gflops(setup.where, torch.bfloat16)
+    peak = matmul_rate(setup.where, torch.bfloat16) / 1e9
     with setup.where:
         latents = torch.randn(setup.batch, setup.channels, setup.latent, setup.latent)
         hidden = torch.randn(setup.batch, setup.tokens, setup.width)

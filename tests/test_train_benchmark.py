@@ -25,7 +25,7 @@ def test_both_sides_train_and_the_figures_hang_together(tuned, monkeypatch):
 
     for name in ("_their_step", "_system"):
         monkeypatch.setattr(train_benchmark, name, spied(getattr(train_benchmark, name)))
-    monkeypatch.setattr(train_benchmark, "matmul_gflops", lambda device, dtype: 100.0)
+    monkeypatch.setattr(train_benchmark, "matmul_rate", lambda device, dtype: 1e11)
     lines = []
     found = benchmark_training(
         size="tiny", batch=2, steps=2, passes=2, device="cpu", tuned=tuned, report=lines.append

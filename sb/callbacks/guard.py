@@ -4,13 +4,13 @@ import math
 from typing import Any, Protocol
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sb.registry import register
+from sb.sharding import total_norm
 
 NAMED = 8  # batch keys shown in a message
 CHECK_BATCHES = 16  # between two looks at the skipped samples of all ranks
@@ -77,8 +77,7 @@ class Guard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = getattr(norm, "full_tensor", lambda: norm)()  # of gradients that are sharded
+        norm = total_norm(p.grad for p in parameters if p.grad is not None)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("grad/norm", norm)
         pl_module.gradient_norm = norm  # for clipping, which need not measure it again

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sb.conditioning import Canvas, Conditioning
+from sb.estimate import forward_flops
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
 from sb.models.clock import ImagesClock
@@ -106,6 +107,35 @@ class SmartBrush(ImagesClock):
         """Those of the parts outside too."""
         outside = {name: digest(module.state_dict()) for name, module in self._outside.items()}
         return {**super().find_frozen(), **outside}
+
+    def flops(self, image_size: int, pictures: bool, texts: bool) -> int:
+        """FLOPs of training on one image: three forwards of the denoiser (backward is two), one of what is frozen.
+
+        pictures, texts: whether they are encoded in the run, not read from a cache. A text tower that is trained counts
+        three times too. Optimizer, losses and masks are left out.
+        """
+        meta, factor, cells = torch.device("meta"), self.vae.factor, image_size // self.vae.factor
+        encoded: list[int] = []
+
+        def latents(image: Tensor) -> Tensor:
+            encoded.append(len(image))
+            return image.new_empty(len(image), self.vae.latent_channels, cells, cells)
+
+        image = torch.empty(1, 3, image_size, image_size, device=meta)
+        mask = torch.empty(1, 1, image_size, image_size, device=meta)
+        shown = self.conditioning.canvas(latents, image, mask, factor)
+        x = self.conditioning.network_input(shown.clean, shown)
+        one = torch.zeros(1, device=meta, dtype=torch.int64)
+        text = self.text
+        pooled = torch.empty(1, text.pooled_width, device=meta) if text.pooled_width else None
+        tokens = torch.empty(1, text.context_length, text.width, device=meta)
+        total = 3 * forward_flops(self.denoiser, x, one, Condition(tokens, pooled, one.float(), one))
+        if pictures:
+            total += sum(encoded) * forward_flops(self.vae.encoder, image)
+        if texts:
+            reads = torch.zeros(1, text.context_length, dtype=torch.int64, device=meta)
+            total += (1 if "text" in self._outside else 3) * forward_flops(text, reads)
+        return total
 
     def configure_model(self) -> None:
         """Under FSDP2 every block of the network is gathered and freed by itself."""

@@ -11,6 +11,7 @@ from einops import rearrange
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from sb.estimate import forward_flops
 from sb.losses import gradient_l1
 from sb.models.clock import ImagesClock
 from sb.models.critic import PatchCritic, adaptive_weight, hinge
@@ -105,6 +106,13 @@ class VAESystem(ImagesClock):
         super().__init__(optimizer, total_images, batch_size, seed)
         self.vae, self.objective = vae, objective
         self._moments = torch.zeros(3, dtype=torch.float64)
+
+    def flops(self, image_size: int, pictures: bool, texts: bool) -> int:
+        """FLOPs of training on one image: three forwards of encoder and decoder; perceptual net and critic left out."""
+        cells, meta = image_size // self.vae.factor, torch.device("meta")
+        image = torch.empty(1, 3, image_size, image_size, device=meta)
+        latents = torch.empty(1, self.vae.latent_channels, cells, cells, device=meta)
+        return 3 * (forward_flops(self.vae.encoder, image) + forward_flops(self.vae.decoder, latents))
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         """The noise on z follows from (seed, images seen, rank)."""
