@@ -115,7 +115,8 @@ def images_per_second(
 
     flops: of training on one image. batch: images of one rank in a micro-batch. rate: FLOP/s that a device reaches by
     itself. bandwidth: bytes/s of the ring's slowest link. overlap: the share of the last micro-batch's compute that
-    communication can hide behind (the backward's 2/3); ZeRO-1 and 2 gather the new weights behind nothing. latency: seconds per doubling of the ranks, each step.
+    communication can hide behind (the backward's 2/3); ZeRO-1 and 2 gather the new weights behind nothing. latency:
+    seconds per doubling of the ranks, each step.
     """
     compute = flops * batch / rate
     stage = strategy.removesuffix("_offload")
