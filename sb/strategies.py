@@ -4,6 +4,7 @@ Every strategy writes and reads the one checkpoint format of a single device (wh
 that a run may go on with another strategy, another number of ranks, and without DeepSpeed.
 """
 
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -121,6 +122,7 @@ def deepspeed(
     zero: dict[str, Any] = {"stage": stage}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+    warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping internally.*")  # ours leaves it to
     config = {
         "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": precision == "bf16-mixed", "dtype": "bfloat16"}, **(options or {}),

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, IterableDataset
 
-from sb.estimate import forward_flops
+from sb.estimate import forward_flops, matmul_rate
 from sb.launch import Placement
 from sb.masks import Ladder
-from sb.estimate import matmul_rate
 from sb.models.latents import Autoencoder
 from sb.models.model_benchmark import GIB
 from sb.models.model_pairs import SIZES, library
