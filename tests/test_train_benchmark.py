@@ -10,7 +10,7 @@ from sb.train_benchmark import Setup, benchmark_training
 pytest.importorskip("diffusers")
 
 
-@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_both_sides_train_and_the_figures_hang_together(tuned, monkeypatch):
     trained = []
