@@ -3,8 +3,6 @@ objective that goes wrong."""
 
 import zlib
 
-import torch
-
 from sb.losses import DenoisingObjective
 from sb.models.smartbrush import Draws, SmartBrush
 from sb.registry import register
@@ -17,8 +15,7 @@ class KeyedNoise(SmartBrush):
             self.draw(outline[None], self.generator(zlib.crc32(key.encode()), self.images_seen // 8), 0.1)
             for outline, key in zip(batch.outline, batch.key, strict=True)
         ]
-        joined = (None if part[0] is None else torch.cat(part) for part in zip(*each, strict=True))
-        return super().step(batch, Draws(*joined))
+        return super().step(batch, Draws.joined(each))
 
 
 @register("objective", "breaks")
