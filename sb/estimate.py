@@ -66,10 +66,8 @@ def memory(
 
 
 def _buffers(stage: str, trained: int, ranks: int) -> int:
-    if stage == "single":
+    if stage in ("single", "ddp"):  # DDP's gradients are views of its buckets
         return 0
-    if stage == "ddp":
-        return FP32 * trained  # buckets that hold all gradients once more
     if stage == "fsdp":  # a block in use, the next one, and the gradients of one
         return 0 if ranks == 1 else 3 * FP32 * min(UNIT, trained)
     buckets = 2 * BF16 * min(BUCKET, trained)
