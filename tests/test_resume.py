@@ -4,6 +4,7 @@ SB_KILLS is the number of killed runs (2); ``python tests/kills.py`` runs more o
 """
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -116,7 +117,7 @@ def test_a_shard_that_never_answers_is_named_within_its_limit(command):
     assert process.wait(60) != 0
     assert end_group(process, 30) < 30
     (line,) = {line for line in run.log().splitlines() if "has been reading" in line and "rank 0" in line} or {""}
-    assert "shard-000001.tar for 2 s, more than watch.stall_s 2: its storage does not answer" in line, run.log()[-2000:]
+    assert re.search(r"shard-000001.tar for \d s, more than watch.stall_s 2: its storage does not answer", line), line
 
 
 def test_a_rank_that_stands_still_is_ended_and_says_so(command):
