@@ -95,7 +95,7 @@ class ImagesClock(L.LightningModule):
 
     def check(self, checkpoint: Mapping[str, Any], where: str) -> None:
         """Raise ValueError, in one line, where a checkpoint's weights are those of another model."""
-        check_state(self, checkpoint["state_dict"], where, self._untrained())
+        check_state(self, checkpoint["state_dict"], where, self._untrained(), shown=3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the clock, and by what frozen parts the network was trained, not these themselves."""
