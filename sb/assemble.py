@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def assemble(config: Any) -> Run:
         for module in (system.vae,) if placement.in_parts else (system, system.vae):
             module.to(memory_format=torch.channels_last)
     checkpoint = checkpoints.newest(run_dir, system.check) if cfg["resume"] == "auto" else None
-    runtime["export"] = exporter(cfg, system, adapter)
+    latents = data.samples("train").latents
+    encoded = {"pictures": latents is None, "texts": latents is None or latents.text is None}
+    if hasattr(system, "flops"):
+        runtime["flops"] = partial(system.flops, cfg["image_size"], **encoded)
+    runtime.update(precision=str(placement.precision), export=exporter(cfg, system, adapter))
     specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
     callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
     return Run(run_dir, system, data, placement.trainer(run_dir, callbacks), checkpoint)

@@ -7,6 +7,7 @@ Legend: P trained parameters, n ranks. Weights, gradients and averages are fp32,
 """
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,10 +66,8 @@ def memory(
 
 
 def _buffers(stage: str, trained: int, ranks: int) -> int:
-    if stage == "single":
+    if stage in ("single", "ddp"):  # DDP's gradients are views of its buckets
         return 0
-    if stage == "ddp":
-        return FP32 * trained  # buckets that hold all gradients once more
     if stage == "fsdp":  # a block in use, the next one, and the gradients of one
         return 0 if ranks == 1 else 3 * FP32 * min(UNIT, trained)
     buckets = 2 * BF16 * min(BUCKET, trained)
@@ -115,12 +114,15 @@ def images_per_second(
 
     flops: of training on one image. batch: images of one rank in a micro-batch. rate: FLOP/s that a device reaches by
     itself. bandwidth: bytes/s of the ring's slowest link. overlap: the share of the last micro-batch's compute that
-    communication can hide behind (the backward's 2/3). latency: seconds per doubling of the ranks, each step.
+    communication can hide behind (the backward's 2/3); ZeRO-1 and 2 gather the new weights behind nothing. latency:
+    seconds per doubling of the ranks, each step.
     """
     compute = flops * batch / rate
+    stage = strategy.removesuffix("_offload")
     sent = traffic(trained, strategy=strategy, ranks=ranks, accumulate=accumulate) / bandwidth
-    hidden = overlap * compute * (1 if strategy in ("ddp", "zero1") else accumulate)
-    seconds = accumulate * compute + max(0.0, sent - hidden) + latency * math.log2(ranks)
+    late = FP32 * trained * (ranks - 1) / ranks / bandwidth if stage in ("zero1", "zero2") else 0.0  # new weights
+    hidden = overlap * compute * (1 if stage in ("ddp", "zero1") else accumulate)
+    seconds = accumulate * compute + late + max(0.0, sent - late - hidden) + latency * math.log2(ranks)
     return ranks * batch * accumulate / seconds
 
 
@@ -133,6 +135,24 @@ def forward_flops(module: nn.Module, *inputs: Any) -> int:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         functional_call(module, _like(module, torch.device("meta")), inputs)
     return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product, the best of five readings: what a share of the peak is a share of."""
+    on_gpu = device.type == "cuda"
+    side, repeats = (8192, 10) if on_gpu else (1536, 1)
+    a = torch.ones(side, side, device=device, dtype=dtype).normal_(generator=torch.Generator(device).manual_seed(0))
+    seconds = []
+    for _ in range(6):  # the first one warms up
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            a @ a
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds.append((time.perf_counter() - began) / repeats)
+    return 2 * side**3 / min(seconds[1:])
 
 
 def saved_bytes(module: nn.Module, inputs_of: Callable[[int, torch.device], tuple[Any, ...]]) -> int:

@@ -26,7 +26,11 @@ class Degradation(Protocol):
 @register("degradation", "outline")
 def outline_rung() -> Degradation:
     """The exact outline, unchanged."""
-    return lambda outline: outline
+    return _exactly
+
+
+def _exactly(outline: Tensor) -> Tensor:
+    return outline
 
 
 @register("degradation", "box")
@@ -70,11 +74,16 @@ class Ladder:
         """Outlines (B, 1, H, W) uint8 and integer levels (B,) -> masks (B, 1, H, W) uint8."""
         exact = outline.float()
         box = box_of(exact)
-        mask = exact
-        for index, rung in enumerate(self.rungs):
-            reached = (level >= index).view(-1, 1, 1, 1)
-            mask = torch.where(reached, torch.maximum(mask, rung(exact) * box), mask)
-        return mask.to(torch.uint8)
+        mask = exact.clone()
+        boxed = self.rungs.index(box_of) if box_of in self.rungs else len(self.rungs)  # the box covers all below it
+        for index, rung in enumerate(self.rungs[:boxed]):
+            needed = (level >= index) & (level < boxed)
+            if mask.device.type != "cpu":  # picking rows would make it wait for its host
+                grown = torch.maximum(mask, rung(exact) * box)
+                mask = torch.where(needed.view(-1, 1, 1, 1), grown, mask)
+            elif rung is not _exactly and len(rows := needed.nonzero()[:, 0]):
+                mask[rows] = torch.maximum(mask[rows], rung(exact[rows]) * box[rows])
+        return torch.where((level >= boxed).view(-1, 1, 1, 1), box, mask).to(torch.uint8)
 
 
 def level_of(precision: float | str, num_levels: int) -> float:
@@ -108,12 +117,11 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     Two batched matrix products, so that a batch of different widths needs no loop and no device synchronisation.
     """
     def kernel(length: int) -> Tensor:
-        place = torch.arange(length, device=image.device, dtype=torch.float32)
-        distance = (place[:, None] - place[None, :]).square()  # (L, L)
-        width = sigma.float().clamp(min=1e-3).view(-1, 1, 1)
+        width = sigma.float().clamp(min=1e-3).view(-1, 1)
         reach = torch.arange(-length, length + 1, device=image.device, dtype=torch.float32).square()
-        total = torch.exp(-reach / (2 * width * width)).sum(-1, keepdim=True)
-        return torch.exp(-distance / (2 * width * width)) / total  # (B, L, L)
+        weight = torch.exp(-reach / (2 * width * width))  # (B, 2 L + 1)
+        weight = weight / weight.sum(-1, keepdim=True)
+        return weight[:, 1:-1].unfold(1, length, 1).flip(1)  # (B, L, L), by distance from the diagonal
 
     height, width_px = image.shape[-2:]
     down = kernel(height)

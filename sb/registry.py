@@ -33,6 +33,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "sb.callbacks.mask_log",
         "sb.callbacks.sample_log",
         "sb.callbacks.speed",
+        "sb.callbacks.profile",
         "sb.callbacks.guard",
         "sb.callbacks.save",
         "sb.callbacks.preempt",

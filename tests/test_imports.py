@@ -16,7 +16,8 @@ RANKS = {
     "sb.formats": 3, "sb.inpaint": 3,
     "sb.assemble": 4, "sb.export": 4, "sb.launch": 4, "sb.strategies": 3, "sb.evaluate": 4,
     "sb.convert": 5, "sb.load_benchmark": 5, "sb.estimate": 1, "sb.scale": 5, "sb.cache": 5, "sb.cache_benchmark": 5,
-    "sb": 6,  # the package itself binds the public names, lazily
+    "sb.overhead_benchmark": 5, "sb.train_benchmark": 5, "sb.reach": 1, "sb.rehearsal": 5, "sb.preflight": 6,
+    "sb": 7,  # the package itself binds the public names, lazily
 }
 STRANGERS = {"sb.models", "sb.data", "sb.callbacks"}  # of one rank, and none imports another
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}

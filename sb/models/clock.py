@@ -28,6 +28,7 @@ class ImagesClock(L.LightningModule):
         self.optimizer, self.total_images, self.batch_size, self.seed = optimizer, total_images, batch_size, seed
         self.images_seen, self.frozen_parts = 0, {}  # type: int, dict[str, int]
         self.strict_loading = False  # checkpoints lack what is frozen; ``check`` looks at every name
+        self.gradient_norm: Tensor | None = None  # of this optimizer step, where a callback has measured it
         self._options: list[dict[str, Any]] = []  # of each parameter group, as the run file has them
         self._factor: Callable[[int, int], float]
 
@@ -38,6 +39,11 @@ class ImagesClock(L.LightningModule):
     def clock(self) -> Tensor:
         """The x axis of every log; float32 would lose count at 17 million images."""
         return torch.tensor(self.images_seen, dtype=torch.float64)
+
+    def log_step(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log a training step's values where Lightning writes them out: between, it costs and is lost."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({**values, "step": self.clock()}, batch_size=batch_size)
 
     def generator(self, *numbers: int) -> torch.Generator:
         """Noise that follows from these numbers: no generator state to save or lose."""
@@ -66,6 +72,17 @@ class ImagesClock(L.LightningModule):
         factor = self._factor(max(self.images_seen - step, 0), step)
         for group, options in zip(optimizer.param_groups, self._options, strict=True):
             group.update(options, lr=options["lr"] * factor)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as Lightning does, by the norm that is known already; gradients below it are not touched."""
+        norm, self.gradient_norm = self.gradient_norm, None
+        if norm is None or gradient_clip_val is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif norm > gradient_clip_val:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 
     def setup(self, stage: str) -> None:
         """Look at the frozen parts while they are whole: a strategy may share them out."""

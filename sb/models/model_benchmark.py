@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sb.estimate import matmul_rate
 from sb.models.model_pairs import SIZES, Call, Pair, library, text_pair, unet_pair, vae_pair
 
 SEED = 0
@@ -55,7 +56,7 @@ def benchmark_model(
     report(f"{where.type}, {torch.get_num_threads()} threads, {versions}")
     with _plain_fp32():
         for dtype in dtypes:
-            found[f"matmul_gflops/{dtype}"] = _matmul_gflops(where, DTYPES[dtype])
+            found[f"matmul_gflops/{dtype}"] = matmul_rate(where, DTYPES[dtype]) / 1e9
         for model, pair_of in (("unet", unet_pair), ("vae", vae_pair), ("text", text_pair)):
             whats = [what for part, what in ((model, "forward"), (f"{model}_step", "step")) if part in parts]
             if not whats:
@@ -191,12 +192,3 @@ def _gflop(counted: Pair, what: str) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
-
-
-def _matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """GFLOP/s of a large square matrix product, the best of five readings: what ``share_of_peak`` is a share of."""
-    side, repeats = (8192, 10) if device.type == "cuda" else (1536, 1)
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    a @ a
-    seconds = min(_seconds(lambda: a @ a, repeats, device) for _ in range(5))
-    return 2 * side**3 / seconds / 1e9

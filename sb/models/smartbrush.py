@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sb.conditioning import Canvas, Conditioning
+from sb.estimate import forward_flops
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
 from sb.models.clock import ImagesClock
@@ -77,6 +78,7 @@ class SmartBrush(ImagesClock):
         self.has_object = torch.tensor(list(has_object))
         self.posterior = posterior
         self._outside: dict[str, nn.Module] = {}
+        self._place: torch.device | None = None  # where they are
         self.__dict__["_outside"] = {"vae": vae.eval().requires_grad_(False)}
         if train_text:
             self.text_tower = text
@@ -86,17 +88,54 @@ class SmartBrush(ImagesClock):
     @property
     def vae(self) -> Any:
         """The frozen autoencoder, on this module's device."""
-        return self._outside["vae"].to(self.device)
+        return self._placed()["vae"]
 
     @property
     def text(self) -> Any:
         """The text tower, on this module's device."""
-        return self._outside["text"].to(self.device) if "text" in self._outside else self.text_tower
+        return self._placed().get("text") or self.text_tower
+
+    def _placed(self) -> dict[str, nn.Module]:
+        """The frozen parts, moved where this module has gone since: walking through them takes a while."""
+        if self._place != self.device:
+            self._place = self.device
+            for module in self._outside.values():
+                module.to(self.device)
+        return self._outside
 
     def find_frozen(self) -> dict[str, int]:
         """Those of the parts outside too."""
         outside = {name: digest(module.state_dict()) for name, module in self._outside.items()}
         return {**super().find_frozen(), **outside}
+
+    def flops(self, image_size: int, pictures: bool, texts: bool) -> int:
+        """FLOPs of training on one image: three forwards of the denoiser (backward is two), one of what is frozen.
+
+        pictures, texts: whether they are encoded in the run, not read from a cache. A text tower that is trained counts
+        three times too. Optimizer, losses and masks are left out.
+        """
+        meta, factor, cells = torch.device("meta"), self.vae.factor, image_size // self.vae.factor
+        encoded: list[int] = []
+
+        def latents(image: Tensor) -> Tensor:
+            encoded.append(len(image))
+            return image.new_empty(len(image), self.vae.latent_channels, cells, cells)
+
+        image = torch.empty(1, 3, image_size, image_size, device=meta)
+        mask = torch.empty(1, 1, image_size, image_size, device=meta)
+        shown = self.conditioning.canvas(latents, image, mask, factor)
+        x = self.conditioning.network_input(shown.clean, shown)
+        one = torch.zeros(1, device=meta, dtype=torch.int64)
+        text = self.text
+        pooled = torch.empty(1, text.pooled_width, device=meta) if text.pooled_width else None
+        tokens = torch.empty(1, text.context_length, text.width, device=meta)
+        total = 3 * forward_flops(self.denoiser, x, one, Condition(tokens, pooled, one.float(), one))
+        if pictures:
+            total += sum(encoded) * forward_flops(self.vae.encoder, image)
+        if texts:
+            reads = torch.zeros(1, text.context_length, dtype=torch.int64, device=meta)
+            total += (1 if "text" in self._outside else 3) * forward_flops(text, reads)
+        return total
 
     def configure_model(self) -> None:
         """Under FSDP2 every block of the network is gathered and freed by itself."""
@@ -188,8 +227,7 @@ class SmartBrush(ImagesClock):
         generator = self.generator(self.seed, self.images_seen, self.global_rank)
         out = self.step(batch, self.draw(batch.outline, generator, self.text_dropout))
         self.count(batch)
-        logged = {f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}
-        self.log_dict({**logged, "step": self.clock()}, batch_size=len(batch))
+        self.log_step({f"train/{name}": out[name] for name in ("loss", "denoise", "dice")}, len(batch))
         return out
 
     def validation_step(self, batch: Batch, _: int) -> dict[str, Any]:

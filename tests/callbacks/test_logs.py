@@ -120,7 +120,11 @@ def test_speed_measures_waiting_and_counts_skips(tmp_path, tiny, monkeypatch):
     # two batches of four images, one second each, and three seconds for each read that counts
     assert curves["speed/images_per_second"] == pytest.approx({8: 1.6, 16: 1.6, 24: 1, 32: 1.6, 40: 1.6, 48: 1})
     assert curves["speed/data_wait"] == pytest.approx({8: 0.6, 16: 0.6, 24: 0.75, 32: 0.6, 40: 0.6, 48: 0.75})
-    assert set(curves["speed/step_seconds"].values()) == {1.0} and curves["speed/memory_gib"][40] > 0.05
+    for tag in ("step_seconds", "step_p50", "step_p95", "step_max"):
+        assert set(curves[f"speed/{tag}"].values()) == {1.0}
+    assert curves["train/learning_rate"][48] == pytest.approx(0.01 * 0.97**12, rel=0.05)
+    assert "speed/tflops" not in curves  # nobody said what a step computes
+    assert curves["speed/memory_gib"][40] > 0.05
     assert curves["data/skipped_bad_image"] == {8: 1, 16: 2, 24: 3, 32: 4, 40: 5, 48: 6}
     assert curves["data/val_skipped_bad_image"] == {12: 2, 24: 2, 36: 2, 48: 2}  # of each validation, no sum
     assert {"img/s", "wait"} <= set(trainer.progress_bar_metrics)
@@ -128,6 +132,113 @@ def test_speed_measures_waiting_and_counts_skips(tmp_path, tiny, monkeypatch):
     other = Speed(every_images=8)
     other.load_state_dict(speed.state_dict())
     assert other.state_dict() == speed.state_dict()
+
+
+def test_percentiles_are_of_the_window(tmp_path, tiny, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("sb.callbacks.speed.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    took = iter(range(1, 41))
+
+    def hook(module, loss):
+        clock[0] += next(took)
+        return loss
+
+    system = tiny.System()
+    system.hook = hook
+    tiny.trainer(tmp_path, [Speed(every_images=80)], 40, limit_val_batches=0).fit(system, tiny.Data())
+    curves = tiny.scalars(tmp_path)
+    assert curves["speed/step_p50"] == {80: 11, 160: 31} and curves["speed/step_p95"] == {80: 20, 160: 40}
+    assert curves["speed/step_max"] == {80: 20, 160: 40} and curves["speed/step_seconds"] == {80: 10.5, 160: 30.5}
+
+
+def test_share_of_peak_is_flops_times_speed_over_the_peak(tmp_path, tiny, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("sb.callbacks.speed.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("sb.callbacks.speed.matmul_rate", lambda device, dtype: {torch.bfloat16: 8e12}[dtype])
+    system = tiny.System()
+
+    def hook(module, loss):
+        clock[0] += 2.0
+        return loss
+
+    system.hook = hook
+    for name, options, share in (("given", {"peak_tflops": 4.0}, 0.5), ("measured", {"precision": "bf16-mixed"}, 0.25)):
+        trainer = tiny.trainer(tmp_path / name, [Speed(8, flops=lambda: 10**12, **options)], 4, limit_val_batches=0)
+        trainer.fit(system, tiny.Data())
+        curves = tiny.scalars(tmp_path / name)
+        assert set(curves["speed/tflops"].values()) == {2.0}  # two images a second
+        assert set(curves["speed/share_of_peak"].values()) == {share}
+    assert {"img/s", "wait", "s", "GiB", "peak"} == set(trainer.progress_bar_metrics)
+
+
+def test_norms_are_those_of_the_step_that_completes_an_interval(tmp_path, tiny):
+    before, wanted = {}, {}
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, system, *_):
+            before.update(weights=torch.cat([p.detach().flatten() for p in system.layer.parameters()]))
+
+        def on_train_batch_end(self, trainer, system, *_):
+            now = torch.cat([p.detach().flatten() for p in system.layer.parameters()])
+            wanted[system.images_seen] = float(now.norm()), float((now - before["weights"]).norm())
+
+    speed = Speed(every_images=1000, norms_every_images=12)
+    tiny.trainer(tmp_path, [Watch(), speed], 7, limit_val_batches=0).fit(tiny.System(), tiny.Data())
+    curves = tiny.scalars(tmp_path)
+    for number, tag in enumerate(("train/weight_norm", "train/update_norm")):
+        assert curves[tag] == {n: pytest.approx(wanted[n][number], rel=1e-5) for n in (12, 24)}
+    assert speed._norms._before is None  # no copy is kept in between
+    tiny.trainer(tmp_path / "b", [Speed(norms_every_images=None)], 7, limit_val_batches=0).fit(
+        tiny.System(), tiny.Data()
+    )
+    assert "train/update_norm" not in tiny.scalars(tmp_path / "b")
+
+
+@pytest.mark.parametrize("options", [{"every_images": 0}, {"norms_every_images": 0}, {"peak_tflops": 0.0}])
+def test_speed_refuses_what_makes_no_sense(options):
+    with pytest.raises(ValueError, match=f"speed: {next(iter(options))} must be"):
+        Speed(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_norms_of_two_ranks_are_those_of_one(tmp_path, tiny, strategy):
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+import conftest, torch
+from pathlib import Path
+from sb.callbacks.speed import Speed
+from sb.registry import build
+ranks = int(sys.argv[1])
+class Same(conftest.Stream):  # every rank reads the same, so that two of them take one's steps
+    def __iter__(self):
+        for n in range(100):
+            yield conftest.batch_at(4 * n)
+class Data(conftest.Data):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(Same(self.trainer), batch_size=None)
+class System(conftest.System):
+    def configure_model(self):
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+            fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+strategy = build("strategy", dict(name={strategy!r}), ranks=ranks) if ranks > 1 else "auto"
+trainer = conftest.trainer_of(
+    Path({str(tmp_path)!r}) / str(ranks), [Speed(norms_every_images=4 * ranks)], 4, devices=ranks, strategy=strategy,
+    use_distributed_sampler=False, limit_val_batches=0,
+)
+trainer.fit(System(), Data())
+""")
+    curves = []
+    for ranks in ("1", "2"):
+        done = subprocess.run([sys.executable, str(script), ranks], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        curves.append(tiny.scalars(tmp_path / ranks))
+    for tag in ("train/weight_norm", "train/update_norm"):
+        one, two = (list(curve[tag].values()) for curve in curves)
+        assert len(one) == 4 and two == pytest.approx(one, rel=1e-5)
 
 
 def nan_at(*bad):
