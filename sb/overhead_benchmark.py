@@ -164,8 +164,9 @@ def wire(run: Run, watch: Stopwatch) -> None:
             own = getattr(type(callback), hook, None) is not getattr(L.Callback, hook, None)
             if own and hook.startswith(("on_train_batch", "on_before", "on_after")):
                 setattr(callback, hook, watch.timed(f"callback {label}", getattr(callback, hook)))
-    loader = run.data.train_dataloader
-    run.data.train_dataloader = lambda: _Batches(watch, loader())  # type: ignore[method-assign]
+    data: Any = run.data
+    loader = data.train_dataloader
+    data.train_dataloader = lambda: _Batches(watch, loader())
     configure = system.configure_optimizers
 
     def configured() -> Any:

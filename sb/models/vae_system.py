@@ -112,7 +112,8 @@ class VAESystem(ImagesClock):
         cells, meta = image_size // self.vae.factor, torch.device("meta")
         image = torch.empty(1, 3, image_size, image_size, device=meta)
         latents = torch.empty(1, self.vae.latent_channels, cells, cells, device=meta)
-        return 3 * (forward_flops(self.vae.encoder, image) + forward_flops(self.vae.decoder, latents))
+        vae: Any = self.vae
+        return 3 * (forward_flops(vae.encoder, image) + forward_flops(vae.decoder, latents))
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
         """The noise on z follows from (seed, images seen, rank)."""
