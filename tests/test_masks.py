@@ -86,6 +86,18 @@ def test_the_blur_scales_with_the_object(ladder):
     assert abs(float(growth[0] - growth[1])) < 0.1
 
 
+@pytest.mark.parametrize("levels", [LEVELS, [{"name": "outline"}, {"name": "box"}, LEVELS[1]], LEVELS[:3], LEVELS[1:4]])
+def test_the_ladder_is_every_rung_joined_inside_the_box(levels):
+    """The definition, without the short cuts: whatever is picked or left out gives the same masks."""
+    ladder, outline = Ladder(levels), torch.stack(list(OUTLINES.values()))[:, None]
+    level = torch.arange(len(outline)) % len(levels)
+    exact, box = outline.float(), box_of(outline.float())
+    mask = exact
+    for index, rung in enumerate(ladder.rungs):
+        mask = torch.where((level >= index).view(-1, 1, 1, 1), torch.maximum(mask, rung(exact) * box), mask)
+    assert torch.equal(ladder(outline, level), mask.to(torch.uint8))
+
+
 def test_empty_stays_empty(ladder):
     assert not climb(ladder, OUTLINES["empty"]).any()
 

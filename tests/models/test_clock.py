@@ -50,3 +50,37 @@ def test_the_rate_of_a_step_follows_from_images_and_the_run_file() -> None:
     zeros = torch.zeros(4, dtype=torch.int64)
     clock.count(Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 1, 8, 8), zeros, zeros, [""] * 4, ["k"] * 4))
     assert clock.images_seen == 16 and clock.clock().dtype == torch.float64
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_clipping_by_a_known_norm_is_lightnings_own(clip, monkeypatch) -> None:
+    clock = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=0)
+    clock.layer = torch.nn.Linear(3, 2)
+    optimizer = clock.configure_optimizers()
+    asked = []
+    monkeypatch.setattr(clock, "clip_gradients", lambda *given: asked.append(given))
+    clock.configure_gradient_clipping(optimizer, clip, "norm")  # nobody measured: Lightning does
+    assert asked == [(optimizer, clip, "norm")]
+    grads = [torch.randn_like(p) for p in clock.parameters()]
+    for parameter, grad in zip(clock.parameters(), grads, strict=True):
+        parameter.grad = grad.clone()
+    clock.gradient_norm = torch.nn.utils.get_total_norm(grads)
+    clock.configure_gradient_clipping(optimizer, clip, "norm")
+    got = [p.grad for p in clock.parameters()]
+    for parameter, grad in zip(clock.parameters(), grads, strict=True):
+        parameter.grad = grad.clone()
+    torch.nn.utils.clip_grad_norm_(clock.parameters(), clip)
+    assert all(torch.equal(a, p.grad) for a, p in zip(got, clock.parameters(), strict=True))
+    assert clock.gradient_norm is None and len(asked) == 1  # a norm is used once
+
+
+def test_a_step_is_logged_where_lightning_writes(monkeypatch) -> None:
+    clock = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=0)
+    trainer = SimpleNamespace(log_every_n_steps=3, global_step=0)
+    clock._trainer = trainer  # type: ignore[assignment]
+    logged = []
+    monkeypatch.setattr(clock, "log_dict", lambda values, batch_size: logged.append((trainer.global_step, set(values))))
+    for step in range(7):
+        trainer.global_step = step
+        clock.log_step({"train/loss": torch.zeros(())}, 4)
+    assert logged == [(2, {"train/loss", "step"}), (5, {"train/loss", "step"})]

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sb.conditioning import SmartBrushConditioning
+from sb.estimate import forward_flops
 from sb.losses import DenoisingObjective
 from sb.masks import Ladder
 from sb.models.smartbrush import SmartBrush
@@ -13,7 +14,7 @@ from sb.models.text import tiny
 from sb.models.tiny_vae import TinyVAE
 from sb.models.unet import UNet
 from sb.schedule import scaled_linear
-from sb.types import Batch
+from sb.types import Batch, Condition
 
 LADDER = Ladder([{"name": "outline"}, {"name": "blur", "sigma": 0.1}, {"name": "box"}])
 
@@ -44,6 +45,32 @@ def a_batch() -> Batch:
 
 def step(system, batch, seed=0, dropout=0.0):
     return system.step(batch, system.draw(batch.image, torch.Generator().manual_seed(seed), dropout))
+
+
+def test_flops_are_three_forwards_of_what_is_trained_and_one_of_what_is_frozen():
+    system, meta = a_system(), torch.device("meta")
+    one = torch.zeros(1, device=meta, dtype=torch.int64)
+    length = system.text.context_length
+    cond = Condition(torch.empty(1, length, 16, device=meta), torch.empty(1, 16, device=meta), one.float(), one)
+    tokens = torch.zeros(1, length, device=meta, dtype=torch.int64)
+    unet = forward_flops(system.denoiser, torch.empty(1, 24, 8, 8, device=meta), one, cond)
+    vae = forward_flops(system.vae.encoder, torch.empty(1, 3, 32, 32, device=meta))
+    text = forward_flops(system.text, tokens)
+    assert min(unet, vae, text) > 0
+    assert system.flops(32, pictures=False, texts=False) == 3 * unet
+    assert system.flops(32, pictures=True, texts=True) == 3 * unet + 2 * vae + text  # the picture, and it masked
+    full = a_system(conditioning=SmartBrushConditioning(16, encode="full"), train_text=True)
+    assert full.flops(32, pictures=True, texts=True) == 3 * unet + vae + 3 * text
+
+
+def test_frozen_parts_follow_the_module(monkeypatch):
+    system = a_system()
+    assert system.vae is system.vae and system._place == torch.device("cpu")
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: moved.append((module, device)))
+    monkeypatch.setattr(type(system), "device", torch.device("meta"))
+    assert system.text is system._outside["text"] and system.vae is system._outside["vae"]
+    assert moved == [(system._outside["vae"], torch.device("meta")), (system._outside["text"], torch.device("meta"))]
 
 
 def test_total_is_denoising_plus_a_hundredth_of_dice():
