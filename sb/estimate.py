@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 FP32, BF16 = 4, 2
 STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-BUCKET = 200_000_000  # parameters in a DeepSpeed bucket, as Lightning sets it; two while communication overlaps
+BUCKET = 200_000_000  # parameters in a DeepSpeed bucket, as our strategy sets it; two while communication overlaps
 REUSE = 500_000_000  # parameters ZeRO-3 keeps gathered: half its reuse distance, the way to the last block and back
 UNIT = 50_000_000  # parameters of the largest block that FSDP gathers (Stable Diffusion's 2560 -> 1280 block)
 

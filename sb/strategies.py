@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import (
 )
 
 from sb import checkpoints, sharding
+from sb.estimate import BUCKET
 from sb.registry import register
 
 
@@ -120,7 +121,9 @@ def deepspeed(
         raise ValueError("strategy 'deepspeed' needs the package: pip install -e '.[deepspeed]'") from None
     if not torch.cuda.is_available():
         __compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles an extension before the first step
-    zero: dict[str, Any] = {"stage": stage}
+    zero: dict[str, Any] = {
+        "stage": stage, "overlap_comm": True, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET,
+    }
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:

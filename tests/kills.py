@@ -1,6 +1,6 @@
 """Runs of the real training command that are killed and continued, beside one that was left alone.
 
-python tests/kills.py --runs 20 --out /tmp/kills [--worlds shapes coco]     prints a line per run
+python tests/kills.py --runs 20 --out kills [--worlds shapes coco]     prints a line per run
 """
 
 import argparse
