@@ -53,12 +53,14 @@ class StraightToFile(TorchCheckpointIO):
         self.failed = None
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.islink(path):  # of a save that was killed, it may be a finished one's second name
+                Path(path).unlink(missing_ok=True)
             with open(path, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             read(Path(path))
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of any kind: the other ranks wait to be told
             self.failed = error
             with suppress(OSError):
                 Path(path).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sb.registry import build_fitted
-from sb.strategies import WholeFile
+from sb.strategies import FSDP2, WholeFile
 
 
 class EndOfImages(L.Callback):
@@ -30,7 +30,12 @@ class EndOfImages(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A run that is complete is left as it is."""
+        """A run that is complete is left as it is, but for a validation that is still to come."""
+        if not checkpoint["callbacks"].get("save", {}).get("due"):
+            self._look(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing but that validation."""
         self._look(trainer, pl_module)
 
     def on_train_batch_end(
@@ -104,8 +109,10 @@ class Placement:
         return self.steps * self.images_per_step
 
     def quicken(self, system: Any) -> None:
-        """Recomputation and compilation of a system's networks; ValueError where its denoiser cannot recompute."""
+        """Recomputation and compilation of a system's networks; ValueError where it lacks what this run asks for."""
         denoiser = getattr(system, "denoiser", None)
+        if isinstance(self._strategy, FSDP2) and type(system).configure_model is L.LightningModule.configure_model:
+            raise ValueError("strategy 'fsdp': this system does not say what is shared out; use trainer.strategy=ddp")
         if self.recompute:
             if denoiser is None or not hasattr(denoiser, "recompute"):
                 raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")

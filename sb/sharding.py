@@ -17,10 +17,13 @@ from torch.distributed.tensor import DTensor
 class Part:
     """All of a parameter: what is trained is what the network works with."""
 
-    own_copy = False  # whether the optimizer steps a copy, from which the working weights can be made again
-
     def __init__(self, parameter: nn.Parameter):
         self.parameter = parameter
+
+    @property
+    def own_copy(self) -> bool:
+        """Whether the optimizer steps a copy, from which the working weights can be made again."""
+        return False
 
     def values(self) -> Tensor:
         """This rank's trained numbers, not a copy."""
@@ -99,7 +102,11 @@ class _Rows(Part):
 class _Run(Part):
     """DeepSpeed's: ``count`` numbers from ``start`` on of the flattened parameter, in an fp32 copy of its own."""
 
-    own_copy = True
+    @property
+    def own_copy(self) -> bool:
+        """As long as DeepSpeed does not let the two share their memory."""
+        working = getattr(self.parameter, "ds_tensor", self.parameter)
+        return self.values().untyped_storage().data_ptr() != working.untyped_storage().data_ptr()
 
     def _place(self) -> tuple[int, int]:
         """(start, count)."""

@@ -129,8 +129,10 @@ def deepspeed(
         if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping internally.*")  # ours leaves it to
+    more = dict(options or {})
+    zero.update(more.pop("zero_optimization", {}))
     config = {
         "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": precision == "bf16-mixed", "dtype": "bfloat16"}, **(options or {}),
+        "torch_autocast": {"enabled": precision == "bf16-mixed", "dtype": "bfloat16"}, **more,
     }
     return ZeRO(config=config, timeout=timedelta(seconds=timeout_s))

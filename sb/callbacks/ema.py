@@ -74,6 +74,7 @@ class EMA(Callback):
         self._restored: dict[str, Any] | None = None
         self._images = 0  # at the last update
         self._step = 0
+        self._fresh = True  # neither restored nor updated
         self._keep = True  # whether this rank writes checkpoints
 
     @property
@@ -102,6 +103,8 @@ class EMA(Callback):
         self._settle(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored is None and self._fresh:  # some strategies restore weights behind on_fit_start
+            self._parts = {}
         self._settle(pl_module)
         self._step = trainer.global_step
 
@@ -114,6 +117,7 @@ class EMA(Callback):
         images = int(pl_module.images_seen)  # type: ignore[arg-type]
         if images - self._images < self.every_images:
             return
+        self._fresh = False
         with torch.no_grad():
             weights = [p.values().to(self.device, torch.float32) for p in self._parts.values()]
             for name, clock in self._clocks.items():
@@ -133,7 +137,12 @@ class EMA(Callback):
         self._swap_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._swap_back()
+        if trainer.world_size == 1:
+            self._swap_back()
+        elif self._aside is not None:  # perhaps of this rank alone: only what needs no other
+            for name, value in self._aside.items():
+                self._parts[name].show(value)
+            self._aside = None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -169,7 +178,7 @@ class EMA(Callback):
                 )
             for name, values in self._values.items():
                 self._load(f"ema: the checkpoint's average '{name}'", stored[name], values)
-            self._images, self._restored = int(self._restored["images"]), None
+            self._images, self._restored, self._fresh = int(self._restored["images"]), None, False
 
     def _show(self, values: Weights) -> None:
         """Let the network work with these; each takes its parameter's dtype."""

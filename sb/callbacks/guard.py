@@ -104,7 +104,7 @@ class Guard(Callback):
     def _judge(self, trainer: L.Trainer, pl_module: L.LightningModule, norm: float) -> bool:
         """Whether the step may be taken; NotFiniteError where too many in a row may not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if math.isfinite(norm):
+        if math.isfinite(norm) and norm >= 0:  # DeepSpeed may say -1 for what is not finite
             self._bad = 0
             return True
         if scaler is not None and scaler.get_scale() > 1:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, distributed
 
 from sb.callbacks.ema import EMA
 from sb.callbacks.guard import NotFiniteError
@@ -63,6 +63,7 @@ class Save(Checkpoint):
         self._step = 0
         self._images: int | None = None  # at the last optimizer step; None before training
         self._saved: int | None = None  # what last.ckpt holds
+        self._due = self._saved_due = False  # whether the validation of this step is still to come, and in last.ckpt
 
     @property
     def state_key(self) -> str:
@@ -70,22 +71,43 @@ class Save(Checkpoint):
         return "save"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best": self.best}
+        """The best score so far, and whether a validation of these weights is still to come."""
+        return {"best": self.best, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score."""
-        self.best = state_dict["best"]
+        """Take over the best score and the duty."""
+        self.best, self._due = state_dict["best"], state_dict.get("due", False)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read and write checkpoints with ``StraightToFile``."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = StraightToFile()
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin with a whole optimizer step: the checkpoint may be of a run that accumulated otherwise, or stopped
+        amid a step that was never made."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        over = progress["current"]["processed"] % trainer.accumulate_grad_batches
+        if over:
+            for counts in (progress["current"], progress["total"]):
+                counts.update(dict.fromkeys(counts, counts["processed"] - over))
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from here."""
+        """Count from here, and make up for a validation that a stop has cut short."""
         self._step, self._images = trainer.global_step, int(pl_module.images_seen)  # type: ignore[arg-type]
-        self._saved = self._images  # nothing new yet
+        self._saved, self._saved_due = self._images, self._due  # nothing new yet
+        counts = _over_ranks(self._images)
+        if len(set(counts)) > 1:
+            raise ValueError(f"save: the ranks resumed after {counts} images: give all of them the same run_dir")
+        if self._due:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.batch_progress.reset()
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,6 +118,8 @@ class Save(Checkpoint):
         assert self._images is not None
         before, now = self._images, int(pl_module.images_seen)  # type: ignore[arg-type]
         self._step, self._images = trainer.global_step, now
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        self._due = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
         names = [LAST] if before // self.every_images != now // self.every_images else []
         if self.keep_images is not None and before // self.keep_images != now // self.keep_images:
             names = [f"images-{now:09d}.ckpt", LAST]
@@ -104,7 +128,10 @@ class Save(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where this validation is the best so far."""
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._due = False
+        if self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
@@ -117,19 +144,23 @@ class Save(Checkpoint):
             self._save(trainer, pl_module, ["best.ckpt"])
 
     def save_now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what is new since the last save, and the model folder; called on all ranks after an optimizer step."""
+        """Save what is new since the last save, and quickly: no model folder. On all ranks after an optimizer step."""
         self.on_train_batch_end(trainer, pl_module, None, None, 0)  # where this step has not been counted yet
         if trainer.validating:  # resume with training, not in the middle of a validation
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
-        self._save(trainer, pl_module, [LAST] if self._saved != self._images else [])
+        if self._saved != self._images:
+            self._save(trainer, pl_module, [LAST], export=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is new, and the model folder in any case: the last validation may have measured the VAE anew."""
-        self.save_now(trainer, pl_module)
+        new = self._saved != self._images or self._saved_due
+        self._save(trainer, pl_module, [LAST] if new else [])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save an interrupted run as of its last optimizer step."""
         nothing_new = self._images is None or self._saved == self._images
+        if trainer.global_step != self._step:  # stepped, but perhaps not averaged and counted: the older one stands
+            return
         if nothing_new or trainer.world_size > 1 or isinstance(exception, (NotFiniteError, SaveError)):
             return
         pl_module.images_seen = self._images  # type: ignore[assignment]
@@ -140,28 +171,42 @@ class Save(Checkpoint):
         except (ValueError, RuntimeError) as error:
             rank_zero_warn(f"the interrupted run could not be saved: {error}")
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, names: list[str]) -> None:
-        """One checkpoint under each of the names, then the model folder; called on all ranks, which fail together."""
+    def _save(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, names: list[str], export: bool = True
+    ) -> None:
+        """One checkpoint under each of the names and the model folder; called on all ranks, which fail together.
+
+        The folder comes first: a stop in between leaves it ahead of the checkpoint, which makes up for that.
+        """
         folder, model = self.run_dir / FOLDER, self.run_dir / "model"
         aside, target = folder / ".writing.ckpt", folder / names[-1] if names else model
         failed: Exception | None = None
         if names:
             trainer.save_checkpoint(aside, weights_only=False)
             failed = getattr(trainer.strategy.checkpoint_io, "failed", None)
-        weights = {} if self.export is None else _weights(trainer, pl_module)
+        weights = _weights(trainer, pl_module) if self.export is not None and export else {}
         if trainer.is_global_zero and failed is None:
             try:
+                if self.export is not None and export:
+                    self.export(model, weights)
                 if names:
                     place(aside, folder, names)
-                if self.export is not None:
-                    self.export(model, weights)
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # of any kind: the other ranks wait to be told
                 failed = error
+                aside.unlink(missing_ok=True)
         line = trainer.strategy.broadcast(None if failed is None else _explain(target, failed))
         if line is not None:
             raise SaveError(line) from failed
         if LAST in names:
-            self._saved = self._images
+            self._saved, self._saved_due = self._images, self._due
+
+
+def _over_ranks(count: int) -> list[int]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [count]
+    counts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(counts, count)
+    return counts
 
 
 def _weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, dict[str, Tensor]]:

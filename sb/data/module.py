@@ -141,7 +141,8 @@ class ShardData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the batches done; say so where the sequence is not the one that the checkpoint was trained on."""
-        self._restored = int(state_dict.get("batches", 0))
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        self._restored = int(state_dict.get("batches", 0)) // accumulate * accumulate  # as ``save`` counts on
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it is, by images_seen
         if state_dict.get("order") != self._fingerprint():
             log.warning("shards, weights, data.shuffle_shards or the seed changed: the order of images is another")

@@ -64,17 +64,19 @@ def read_checkpoint(
     checkpoint = checkpoints.read(path)
     if "adapter" in meta:
         raise ValueError(f"{path} holds adapters, not what they adapt: give the run folder, where they are merged")
-    others = [name for name, found in checkpoint["frozen"].items() if digest(parts[name].tensors) != found]
+    frozen = {name: found for name, found in checkpoint["frozen"].items() if name in parts}
+    others = [name for name, found in frozen.items() if digest(parts[name].tensors) != found]
     if others:
         raise ValueError(f"{path} was trained with another {' and '.join(others)} than {folder} holds")
     state = dict(checkpoint["state_dict"])
     averaging = [spec for spec in (config.get("callbacks") or {}).values() if spec and spec["name"] == "ema"]
-    if averaging and not raw:
+    if averaging and not raw and "ema" in checkpoint["callbacks"]:
         state.update(checkpoint["callbacks"]["ema"]["averages"][averaging[0]["primary"]])
     for name, prefix in {"unet": "denoiser.", "text": "text_tower.", "vae": "vae."}.items():
         found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if found:
-            parts[name] = Part(found, names.plain(), str(path))
+            beside = dict(parts[name].tensors) if name in parts else {}
+            parts[name] = Part({**beside, **found}, names.plain(), str(path))
     if "latents" in checkpoint:
         config["vae"].update(zip(("scale", "shift"), checkpoint["latents"], strict=True))
     return config, parts, [], {**meta, "images_seen": checkpoint["images_seen"]}

@@ -116,8 +116,8 @@ class ImagesClock(L.LightningModule):
         for state in checkpoint.get("optimizer_states", ()):
             lay_out(self, state)
         self.images_seen = int(checkpoint["images_seen"])
-        # the last batch of a run that is now longer is not the last one any more
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False  # the last batch of a run that is now longer is not the last one any more
 
     def _untrained(self) -> list[str]:
         return [name for name, p in self.named_parameters() if not p.requires_grad]

@@ -215,7 +215,7 @@ def test_several_averages_start_when_they_are_told(tmp_path, tiny):
                 with torch.no_grad():
                     pl_module.layer.weight.copy_(start)
 
-    tiny.trainer(tmp_path, [Jump(), ema, Watch()], 4).fit(system, tiny.Data())
+    tiny.trainer(tmp_path, [ema, Jump(), Watch()], 4).fit(system, tiny.Data())
     assert torch.equal(seen["late"], torch.ones(2, 3))
     torch.testing.assert_close(ema.values("late")["layer.weight"], (start + 1) / 2)  # two steps, one half life
     kept = [0.5 ** (tiny.BATCH / 20)] * 4

@@ -6,6 +6,7 @@ import torch
 from sb.callbacks.ema import EMA
 from sb.callbacks.guard import NotFiniteError
 from sb.callbacks.save import Save, SaveError
+from sb.launch import EndOfImages
 
 STEPS = 12
 
@@ -216,3 +217,56 @@ def test_a_checkpoint_that_is_cut_off_is_one_line(tmp_path, tiny, keep):
     with pytest.raises(ValueError, match=r"last.ckpt is not a readable checkpoint \(.*put another one") as error:
         run(tiny, tmp_path, 4, resume=last)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("steps", [6, 12])  # in the middle, and at the end of the run
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, tiny, straight, steps):
+    """A run that dies in a validation behind its save: the curve, the best score and the weights miss nothing."""
+    total = STEPS * tiny.BATCH
+
+    def fit(system, resume=None):
+        both = callbacks(tmp_path)
+        tiny.trainer(tmp_path, [*both, EndOfImages(total)], 10**9).fit(system, tiny.Data(), ckpt_path=resume)
+        return system, both[1]
+
+    def die(module):
+        if module.images_seen == steps * tiny.BATCH:
+            raise NotFiniteError("stands for a kill: nothing more is saved")
+
+    system = tiny.System()
+    system.val_hook = die
+    with pytest.raises(NotFiniteError):
+        fit(system)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["callbacks"]["save"]["due"]
+    assert_bit_equal(state(*fit(tiny.System(), last)), straight)
+    whole, curve = (tiny.scalars(folder)["val/loss"] for folder in (tmp_path / "straight", tmp_path))
+    assert curve == whole
+    done = torch.load(last, weights_only=True)
+    assert done["images_seen"] == total and not done["callbacks"]["save"]["due"]
+    best = [
+        torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["images_seen"]
+        for folder in (tmp_path, tmp_path / "straight")
+    ]
+    assert best[0] == best[1]
+    before = last.stat().st_mtime_ns
+    again, _ = fit(tiny.System(), last)  # complete, and left as it is
+    assert last.stat().st_mtime_ns == before and again.keys == []
+
+
+def test_an_interruption_amid_accumulation_resumes_exactly(tmp_path, tiny):
+    options = {"accumulate_grad_batches": 2, "val_check_interval": 4}
+    want = state(*run(tiny, tmp_path / "a", 6, trainer_options=options))
+    system = tiny.System()
+
+    def fail(module, loss):
+        if module.images_seen == 7 * tiny.BATCH:  # the second half of the fourth step
+            raise RuntimeError("the power went")
+        return loss
+
+    system.hook = fail
+    with pytest.raises(RuntimeError, match="the power went"):
+        run(tiny, tmp_path / "b", 6, system=system, trainer_options=options, every_images=1000)
+    resume = tmp_path / "b" / "checkpoints" / "last.ckpt"
+    assert torch.load(resume, weights_only=True)["images_seen"] == 6 * tiny.BATCH
+    assert_bit_equal(state(*run(tiny, tmp_path / "b", 6, resume=resume, trainer_options=options)), want)
