@@ -23,9 +23,9 @@ from sb.formats.part import widen
 from sb.formats.source import Source, open_source
 from sb.inpaint import Inpainter, PaintOptions
 from sb.masks import Ladder
-from sb.models.latents import facts_of
+from sb.models.latents import facts_of, tower_facts
 from sb.models.lora import add_lora, check_grown
-from sb.models.weights import digest, load_state, no_init
+from sb.models.weights import load_state, no_init
 from sb.registry import build, build_fitted, call, filled, lookup
 from sb.types import Request, Result
 
@@ -90,7 +90,7 @@ def assemble(config: Any) -> Run:
     adapter = None
     parts = _smartbrush_parts(cfg, ladder) if "denoiser" in cfg else {"vae": build_vae(cfg)}
     system: Any = build("system", cfg["system"], **parts, **clock)
-    _check_latents(data, system)
+    _check_latents(data, system, cfg)
     if "denoiser" in cfg:
         if cfg.get("lora") is not None:
             adapter = call("lora", add_lora, cfg["lora"], denoiser=system.denoiser)
@@ -129,10 +129,8 @@ def check(cfg: Mapping[str, Any]) -> None:
 
 def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
     """The data of a run file."""
-    return call(
-        "data", ShardData, cfg["data"], seed=cfg["seed"], image_size=cfg["image_size"],
-        level_weights=ladder.level_weights,
-    )
+    facts = {"seed": cfg["seed"], "image_size": cfg["image_size"], "level_weights": ladder.level_weights}
+    return call("data", ShardData, cfg["data"], **facts)
 
 
 def build_vae(cfg: Mapping[str, Any]) -> Any:
@@ -228,7 +226,7 @@ def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
         parts = build_parts(cfg, ladder)
     for name, state in source.states({name: module.state_dict() for name, module in parts.items()}).items():
         parts[name].load_state_dict(state)
-    chosen = _device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in parts.values():
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
@@ -289,12 +287,11 @@ def _smartbrush_parts(cfg: dict[str, Any], ladder: Ladder) -> dict[str, Any]:
     }
 
 
-def _check_latents(data: ShardData, system: Any) -> None:
+def _check_latents(data: ShardData, system: Any, cfg: Mapping[str, Any]) -> None:
     """Open the shards' manifests, before anything is written: ValueError where shards are missing, or hold latents that
     this run cannot use."""
     for split in ("train", "val") if data.val_spec else ("train",):
-        latents = data.samples(split).latents
-        if latents is None:
+        if (latents := data.samples(split).latents) is None:
             continue
         found = f"data.{split}: {latents.where} holds latents"
         if not hasattr(system, "conditioning"):
@@ -303,7 +300,8 @@ def _check_latents(data: ShardData, system: Any) -> None:
             raise ValueError(f"{found}, and this conditioning needs pictures: {system.conditioning.needs_picture}")
         if latents.text is not None and "text" not in system._outside:
             raise ValueError(f"{found} with text features, and system.train_text changes them; build without --text")
-        latents.check_networks(facts_of(system.vae), digest(system.text.state_dict()))
+        tower, precision = tower_facts(system.text, cfg["text"]), str(cfg["trainer"].get("precision", "32-true"))
+        latents.check_networks(facts_of(system.vae, cfg["vae"]), tower, precision)
 
 
 def _inpainter(
@@ -335,7 +333,8 @@ def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
     return paint
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name; ValueError where it is not here."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sb import config as run_files
 from sb import launch, provenance
-from sb.assemble import build_data, build_text, build_vae, check
+from sb.assemble import build_data, build_text, build_vae, check, find_device
 from sb.data.decode import read_record
 from sb.data.latents import Bits, moments_bytes, write_texts
 from sb.data.ledger import Broken
@@ -30,11 +30,9 @@ from sb.data.pack import count_file, skip, write_shard
 from sb.data.pipeline import MALFORMED, Look, key_of
 from sb.data.schema import SCHEMA_VERSION
 from sb.data.shards import ShardStore
-from sb.data.tasks import texts as written
 from sb.data.write import LABEL_ONLY, fingerprint_of, finish, is_finished, listed, prepare, read_json
 from sb.masks import Ladder
-from sb.models.latents import facts_of
-from sb.models.weights import digest
+from sb.models.latents import facts_of, tower_facts
 from sb.registry import call
 
 TEXTS_AT_ONCE = 256
@@ -84,7 +82,7 @@ class _Encoders:
     def __init__(self, cfg: Mapping[str, Any], with_text: bool, device: str) -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
-        self.device, self.precision = torch.device(chosen), str(cfg["trainer"].get("precision", "32-true"))
+        self.device, self.precision = find_device(chosen), str(cfg["trainer"].get("precision", "32-true"))
         self.dtype = {"bf": torch.bfloat16, "16": torch.float16}.get(self.precision[:2], torch.float32)
         vae = build_vae(cfg).eval().requires_grad_(False)
         self.vae = vae.to(self.device, memory_format=layout)
@@ -93,8 +91,8 @@ class _Encoders:
         with torch.no_grad():
             self.with_std = bool(self.vae.encode(cells).std.any())
         self.facts = {
-            "vae": {**facts_of(vae), "std": self.with_std}, "precision": self.precision,
-            "text": {"digest": digest(self.text.state_dict())} if self.text is not None else None,
+            "vae": {**facts_of(vae, cfg["vae"]), "std": self.with_std}, "precision": self.precision,
+            "text": tower_facts(self.text, cfg["text"]) if self.text is not None else None,
         }
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -130,18 +128,21 @@ class _Image:
     reason: str = ""
 
 
-class _Frames(Dataset[tuple[list[_Image], Tensor]]):
+class _Frames(Dataset[tuple[list[_Image], Tensor] | OSError | ValueError]):
     """Stored images, by lists of (shard, sample), and all their frames (N, 3, S, S) uint8, one image after another."""
 
-    def __init__(self, store: ShardStore, look: Look) -> None:
-        self.store, self.look = store, look
+    def __init__(self, store: ShardStore, look: Look, with_text: bool) -> None:
+        self.store, self.look, self.with_text = store, look, with_text
 
-    def __getitem__(self, places: list[tuple[int, int]]) -> tuple[list[_Image], Tensor]:
+    def __getitem__(self, places: list[tuple[int, int]]) -> tuple[list[_Image], Tensor] | OSError | ValueError:
         images, frames = [], []
-        for shard, sample in places:
-            image, shown = self._image(shard, sample)
-            images.append(image)
-            frames += shown
+        try:
+            for shard, sample in places:
+                image, shown = self._image(shard, sample)
+                images.append(image)
+                frames += shown
+        except (OSError, ValueError) as error:
+            return error  # raised in a loader process, it would come with a traceback
         size = self.look.size_px
         pixels = np.stack(frames) if frames else np.empty((0, size, size, 3), np.uint8)
         return images, torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -150,10 +151,16 @@ class _Frames(Dataset[tuple[list[_Image], Tensor]]):
         key, body = f"lost-{shard}-{sample}", b"{}"
         try:
             raw = self.store.read(shard, sample)
+        except Broken as error:
+            if error.reason == "unreachable":
+                raise OSError(f"{error.name} cannot be read now; once it can, the same command goes on") from None
+            return _Image(key, body, [], error.reason), []
+        try:
             key, body = key_of(raw), raw.record
             record = read_record(body, self.look.max_pixels)
             frames = [self.look.frame(record, key, variant) for variant in range(self.look.variants)]
-            return _Image(key, body, _texts(record)), [self.look.pixels(raw.image, record, frame) for frame in frames]
+            texts = _texts(record) if self.with_text else []
+            return _Image(key, body, texts), [self.look.pixels(raw.image, record, frame) for frame in frames]
         except Broken as error:
             return _Image(key, body, [], error.reason), []
         except MALFORMED:
@@ -161,10 +168,12 @@ class _Frames(Dataset[tuple[list[_Image], Tensor]]):
 
 
 def _texts(record: Mapping[str, Any]) -> list[str]:
-    """Every text that a task of ours can draw from a record."""
-    things = record["instances"]
-    told = [record.get("caption") or "", *written(record.get("captions"))]
-    return told + [text for thing in things for text in (thing.get("label") or "", *written(thing.get("captions")))]
+    """Every text that a task of ours can draw from a record; what is none is left to the task that reads it."""
+    told = []
+    for of in (record, *record["instances"]):
+        captions = of.get("captions")
+        told += [of.get("caption" if of is record else "label"), *(captions if isinstance(captions, list) else [])]
+    return [text for text in told if isinstance(text, str)]
 
 
 def _build(
@@ -187,7 +196,7 @@ def _build(
     chunks = {shard: [[(shard, sample) for sample in range(first, min(first + batch, store.counts[shard]))]
                       for first in range(0, store.counts[shard], batch)] for shard in todo}
     loader = iter(DataLoader(
-        _Frames(store, look), batch_size=None, num_workers=workers, shuffle=False,
+        _Frames(store, look, encoders.text is not None), batch_size=None, num_workers=workers, shuffle=False,
         sampler=[places for shard in todo for places in chunks[shard]],  # type: ignore[arg-type]
     ))
     done = sum(store.counts) - sum(store.counts[shard] for shard in todo)
@@ -198,20 +207,24 @@ def _build(
             samples = _samples(parts, look.variants, encoders.moments, counts, bar.update)
             write_shard(out, shard, samples, counts, fingerprint)
     every = [read_json(count_file(out, shard)) for shard in range(len(shards))]
-    texts = ["", *sorted({text for part in every for text in part["texts"]} - {""})]
+    texts: list[str] = []
     if encoders.text is not None:
+        texts = ["", *sorted({text for part in every for text in part["texts"]} - {""})]
         _write_features(out, texts, encoders.features)
     finish(out, manifest := _manifest(every, config, store, len(texts)))
     return manifest
 
 
 def _samples(
-    parts: Iterator[tuple[list[_Image], Tensor]], variants: int, encode: Callable[[Tensor], Bits],
+    parts: Iterator[tuple[list[_Image], Tensor] | Exception], variants: int, encode: Callable[[Tensor], Bits],
     counts: dict[str, Any], advance: Callable[[int], Any],
 ) -> Iterator[dict[str, Any]]:
     """A shard's samples as its tar holds them, counted."""
     texts: set[str] = set()
-    for images, frames in parts:
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+        images, frames = part
         moments = iter(encode(frames) if len(frames) else ())
         for image in images:
             sample = {"__key__": image.key, "json": image.record}

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from sb import config
-from sb.assemble import assemble
+from sb.assemble import assemble, find_device
 from sb.data.pipeline import ShardLoader, TrainStream
 from sb.types import Batch
 
@@ -35,11 +35,11 @@ class _Arm:
         self.autocast = torch.autocast(device, kind, enabled=not precision.startswith("32"))
         self.samples, self.device = run.data.samples("train"), device
         stream = TrainStream(self.samples, run.data.batch_size)
+        self.held = next(iter(ShardLoader(stream, lambda: 0))).to(device)  # first: the last loader made has the samples
         loader = ShardLoader(
             stream, lambda: 0, workers=run.data.workers, prefetch=run.data.prefetch, pin_memory=device == "cuda"
         )
         self.batches: Iterator[Batch] = (batch.to(device, non_blocking=True) for batch in loader)
-        self.held = next(iter(ShardLoader(stream, lambda: 0))).to(device)
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One training step as in a run; its loss."""
@@ -88,6 +88,7 @@ def benchmark_cached(
 
     run_file: reads latents; pictures: the shards that they were made of. ``steps`` of each kind make a pass.
     """
+    find_device(device)
     if min(steps, passes) < 1:
         raise ValueError(f"benchmark: needs steps and passes of at least 1, not {steps} and {passes}")
     arms = {

@@ -7,6 +7,7 @@ A name is never a path to code: a run file or model from elsewhere reaches only 
 
 import importlib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +128,12 @@ def filled(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """A section with what it leaves to its entry's defaults written out."""
     parameters = inspect.signature(lookup(kind, spec["name"])).parameters.values()
     return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **spec}
+
+
+def settings(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section says of a frozen network beside its tensors and what comes after it, as JSON holds it."""
+    shown = ("weights", "pretrained", "seed", "scale", "shift")
+    return dict(json.loads(json.dumps({k: v for k, v in filled(kind, spec).items() if k not in shown})))
 
 
 def _hints(entry: Callable[..., Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from sb import cache, config
 from sb.assemble import assemble
 from sb.cache import cache_latents
+from sb.data.ledger import Broken
 from sb.data.pipeline import FixedStream, ShardLoader, TrainStream
 from sb.data.verify import check_shards
 
@@ -152,6 +153,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(made, tmp_path):
     (["seed=1"], r"differs in vae.digest \(\d+ there, \d+ now\); change the run file, or build them anew"),
     (["vae.stages=1"], r"differs in vae.digest"),
     (["text.seed=1"], r"differs in text.digest"),
+    (["text.pool=eos"], r"differs in text.digest"),
+    (["trainer.precision=32-true"], r'differs in trainer.precision \("bf16-mixed" there, "32-true" now\)'),
     (["system.train_text=true"], r"with text features, and system.train_text changes them; build without --text"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line(made, tmp_path, override, says):
@@ -294,3 +297,41 @@ def test_damaged_moments_are_replaced_and_counted(made, tmp_path):
     samples = run_of(copy, tmp_path / "run").data.samples("train")
     reasons = [made.skipped.reason for made in map(samples.sample, range(96)) if made.skipped]
     assert set(reasons) == {"bad_moments"} and 8 < len(reasons) < 25
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_that_cannot_be_reached_stop_the_build_for_a_while(made, shapes_shards, tmp_path, monkeypatch, workers):
+    read = cache.ShardStore.read
+
+    def away(self, shard, sample, variant=None):
+        if (shard, sample) == (1, 3):
+            raise Broken("unreachable", "shard-000001.tar/#3")
+        return read(self, shard, sample, variant)
+
+    cfg = loaded(shapes_shards["train"])
+    says = "^shard-000001.tar/#3 cannot be read now"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=says) as error:
+        patch.setattr(cache.ShardStore, "read", away)
+        cache_latents(cfg, tmp_path / "out", with_text=True, workers=workers)
+    assert "\n" not in str(error.value)
+    cache_latents(cfg, tmp_path / "out", with_text=True, workers=workers)
+    assert contents(tmp_path / "out") == contents(made["train"])
+
+
+def test_an_error_of_the_shards_stops_the_build(shapes_shards, tmp_path, monkeypatch):
+    def stale(self, shard, sample, variant=None):
+        raise ValueError("delete the stale index")
+
+    monkeypatch.setattr(cache.ShardStore, "read", stale)
+    with pytest.raises(ValueError, match="^delete the stale index$"):
+        cache_latents(loaded(shapes_shards["train"]), tmp_path / "out", workers=0)
+
+
+def test_texts_that_are_none_are_left_to_their_task():
+    things = [{"label": 3, "captions": ["a", 4]}, {"label": "b", "captions": "c"}, {}]
+    assert cache._texts({"caption": ["d"], "captions": ["e", None], "instances": things}) == ["e", "a", "b"]
+
+
+def test_a_device_that_is_not_there_is_one_line(shapes_shards, tmp_path):
+    with pytest.raises(ValueError, match="^device 'cuda:99' cannot be used here: .+$"):
+        cache_latents(loaded(shapes_shards["train"]), tmp_path / "out", workers=0, device="cuda:99")

@@ -20,6 +20,7 @@ def test_both_sides_take_the_same_steps(tiny_overrides, shapes_shards, tmp_path)
     overrides = [*tiny_overrides, *SMALL]
     cache_latents(config.load(RUN_FILE, overrides), tmp_path / "latents", with_text=True, workers=0)
     cached, lines = [*overrides, f"data.train=[{{shards: {tmp_path}/latents}}]"], []
+    cached.append("data.workers=2")
     figures = benchmark_cached(RUN_FILE, cached, shapes_shards["train"], steps=2, passes=2, report=lines.append)
     assert figures.pop("loss_difference") == 0 and figures.pop("steps_compared") == 7 and len(lines) == 2
     assert min(figures.values()) > 0 and figures["allowed"] > 1

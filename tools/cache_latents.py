@@ -10,9 +10,10 @@ examples:
   python tools/cache_latents.py configs/coco.yaml --split both --out shards/coco_latents data.crop.variants=4
 
 The run file says which shards, which VAE, and with data.crop.variants how many fixed frames each image gets. A run
-that reads the result (data.train=[{shards: OUT}]) has the same VAE, image_size and data.crop, and a conditioning
-that encodes nothing but the picture: conditioning.encode=full. A build that was stopped goes on when the same
-command is run again.
+that reads the result (data.train=[{shards: OUT}]) has the same VAE, text tower (with --text), image_size, data.crop,
+data.flip, data.min_area, data.max_area and trainer.precision, and a conditioning that encodes nothing but the picture:
+conditioning.encode=full. With --split both the sets are OUT/train and OUT/val. A build that was stopped goes on when
+the same command is run again.
 """
 
 
@@ -52,6 +53,14 @@ def main() -> int:
             print(f"{folder}: {manifest['images']:,} images x {variants} frames, {size:,.1f} MiB")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from sb.faults import explain
+
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on, finished shards are kept", file=sys.stderr)

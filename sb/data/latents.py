@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ TEXTS, ROWS = "texts.json", "texts.npy"
 
 @dataclass(frozen=True)
 class Latents:
-    """What made a set's latents. vae: digest, factor, channels, std (whether it is stored). frames: image_size, crop,
-    flip, min_area and max_area of the run file. text: digest of the tower whose features lie beside, or None."""
+    """What made a set's latents. vae: digest, factor, channels, settings, std (whether
+    it is stored). frames: image_size, crop,
+    flip, min_area and max_area of the run file. text: digest and settings of the tower whose features lie beside, or
+    None. precision: the trainer's, in which both encoded."""
 
     where: str
     vae: Mapping[str, Any]
     frames: Mapping[str, Any]
     text: Mapping[str, Any] | None
+    precision: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,11 +66,13 @@ class Latents:
         """Raise ValueError where a run crops its images otherwise."""
         self._check("", self.frames, frames)
 
-    def check_networks(self, vae: Mapping[str, Any], tower: int) -> None:
-        """Raise ValueError where a run's VAE (digest, factor, channels) or text tower (digest) is another."""
-        self._check("vae", {name: self.vae[name] for name in vae}, vae)
+    def check_networks(self, vae: Mapping[str, Any], tower: Mapping[str, Any], precision: str) -> None:
+        """Raise ValueError where a run's VAE, text tower or precision (mixed or true alike) is another."""
+        self._check("vae", {name: self.vae.get(name) for name in vae}, vae)
         if self.text is not None:
-            self._check("text", self.text, {"digest": tower})
+            self._check("text", self.text, tower)
+        if self.precision[:2] != precision[:2]:
+            self._check("", {"trainer.precision": self.precision}, {"trainer.precision": precision})
 
     def _check(self, section: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if dict(there) != dict(here):
@@ -84,7 +89,10 @@ def same_latents(every: Iterable[tuple[str, Latents | None]]) -> Latents | None:
             cached, plain = (first, where) if latents else (where, first)
             raise ValueError(f"shards: {cached} holds latents and {plain} pictures; a run reads one kind")
         if latents is not None and other is not None:
-            there, here = ({"vae": of.vae, "frames": of.frames, "text": of.text} for of in (latents, other))
+            there, here = (
+                {"vae": of.vae, "frames": of.frames, "text": of.text, "precision": of.precision[:2]}
+                for of in (latents, other)
+            )
             if there != here:
                 raise ValueError(f"shards: the latents of {first} and {where} differ in {difference(there, here)}")
     return latents
@@ -111,11 +119,22 @@ class TextTable:
         self.path = rows
         try:
             self.place = {text: row for row, text in enumerate(json.loads(texts.read_bytes()))}
-            self.rows = np.load(rows, mmap_mode="r", allow_pickle=False).view(np.int16)
+            found = self.rows
         except (OSError, ValueError) as error:
             raise ValueError(f"{rows.parent}: the features of its texts cannot be read: {error}") from None
-        if self.rows.ndim != 2 or len(self.rows) != len(self.place):
-            raise ValueError(f"{rows} has {self.rows.shape} numbers for {len(self.place)} texts")
+        if found.ndim != 2 or len(found) != len(self.place) or not found.shape[1]:
+            raise ValueError(f"{rows} has {found.shape} numbers for {len(self.place)} texts")
+
+    @cached_property
+    def rows(self) -> Bits:
+        """The features (N, T*D + P), mapped where they are first asked for."""
+        rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if rows.dtype != np.float16:
+            raise ValueError(f"{self.path} holds {rows.dtype}, not float16")
+        return np.asarray(rows.view(np.int16))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "place": self.place}
 
 
 def look_up(tables: Sequence[TextTable], texts: Sequence[str]) -> Bits:

@@ -109,7 +109,7 @@ def _add(listing: Listing, address: str) -> None:
         if shard.size is None and not is_remote(shard.address):
             shard.size = os.path.getsize(shard.address)
     listing.shards.extend(found)
-    latents = Latents(address, made["vae"], made["frames"], made["text"]) if made else None
+    latents = Latents(address, made["vae"], made["frames"], made["text"], made["precision"]) if made else None
     listing.latents.append((address, latents))
 
 

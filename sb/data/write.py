@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sb.config import difference, write_whole
 from sb.data.index import index_address
+from sb.data.latents import ROWS, TEXTS
 from sb.data.pack import BUILD, NUM_NAMED, Plan, ShardWriter, count_file, identities, shard_name
 from sb.data.schema import SCHEMA_VERSION, Source
 from sb.data.shards import MANIFEST
@@ -114,7 +115,8 @@ def finish(out: Path, manifest: Mapping[str, Any]) -> None:
 
 def _clear(out: Path) -> None:
     """Remove what a build wrote, and nothing else."""
-    (out / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, TEXTS, ROWS):
+        (out / name).unlink(missing_ok=True)
     for tar in out.glob("shard-[0-9]*.tar"):
         tar.unlink()
         Path(index_address(tar)).unlink(missing_ok=True)

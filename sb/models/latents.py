@@ -3,12 +3,14 @@
 Legend: B batch, H W pixels, h w latent cells (H / factor), C latent channels.
 """
 
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from sb.models.weights import digest
+from sb.registry import settings
 
 
 class Posterior(NamedTuple):
@@ -78,9 +80,15 @@ class Autoencoder(nn.Module):
         return self.decode(latents / self.scale + self.shift)
 
 
-def facts_of(vae: Autoencoder) -> dict[str, int]:
+def facts_of(vae: Autoencoder, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one VAE's latents from another's; scale and shift come after them."""
-    return {"digest": digest(vae.state_dict()), "factor": vae.factor, "channels": vae.latent_channels}
+    sizes = {"digest": digest(vae.state_dict()), "factor": vae.factor, "channels": vae.latent_channels}
+    return {**sizes, "settings": settings("vae", spec)}
+
+
+def tower_facts(tower: nn.Module, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one text tower's features from another's."""
+    return {"digest": digest(tower.state_dict()), "settings": settings("text", spec)}
 
 
 def moments(posterior: Posterior) -> Tensor:

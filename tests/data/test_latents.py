@@ -1,6 +1,7 @@
 """What a latent shard holds: plain .npy files of fp16, of the shape its manifest says."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from sb.data.ledger import Broken
 
 FRAMES = {"image_size": 16, "crop": {"variants": 2}, "flip": 0.5, "min_area": 0.0, "max_area": 1.0}
 
+TOWER = {"digest": 2, "settings": {"pad": "zero"}}
+
 
 def latents(std=False, where="here", **other):
-    return Latents(where, {"digest": 1, "factor": 4, "channels": 3, "std": std}, {**FRAMES, **other}, None)
+    vae = {"digest": 1, "factor": 4, "channels": 3, "settings": {"norm_groups": 8}, "std": std}
+    return Latents(where, vae, {**FRAMES, **other}, TOWER, "bf16-mixed")
 
 
 def numbers(*shape):
@@ -56,11 +60,28 @@ def test_sources_agree_or_are_named():
         same_latents([("a", None), ("b", latents())])
 
 
+@pytest.mark.parametrize("vae, tower, precision, says", [
+    ({"settings": {"norm_groups": 4}}, {}, "bf16-mixed", r"vae.settings.norm_groups \(8 there, 4 now\)"),
+    ({}, {"settings": {"pad": "eos"}}, "bf16-mixed", r'text.settings.pad \("zero" there, "eos" now\)'),
+    ({}, {}, "32-true", r'trainer.precision \("bf16-mixed" there, "32-true" now\)'),
+])
+def test_what_no_tensor_shows_must_agree(vae, tower, precision, says):
+    made = latents()
+    made.check_networks({name: made.vae[name] for name in ("digest", "settings")}, TOWER, "bf16-true")
+    with pytest.raises(ValueError, match=f"^here holds the latents of a run that differs in {says}; "):
+        made.check_networks({**made.vae, **vae}, {**TOWER, **tower}, precision)
+
+
 def test_texts_have_their_rows(tmp_path):
     rows = numbers(3, 5).view(np.int16)
     write_texts(tmp_path, ["", "red", "blue"], 5, iter([rows[:2], rows[2:]]))
     table = TextTable(tmp_path / "texts.json", tmp_path / "texts.npy")
     assert np.array_equal(look_up([table], ["blue", "", "red"]), rows[[2, 0, 1]])
+    assert len(pickle.dumps(table)) < 300 and np.array_equal(pickle.loads(pickle.dumps(table)).rows, rows)
+    np.save(tmp_path / "texts.npy", rows)
+    with pytest.raises(ValueError, match="texts.npy holds int16, not float16"):
+        TextTable(tmp_path / "texts.json", tmp_path / "texts.npy")
+    write_texts(tmp_path, ["", "red", "blue"], 5, iter([rows]))
     (tmp_path / "texts.npy").write_bytes((tmp_path / "texts.npy").read_bytes()[:-3])
     with pytest.raises(ValueError, match="the features of its texts cannot be read"):
         TextTable(tmp_path / "texts.json", tmp_path / "texts.npy")

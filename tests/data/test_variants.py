@@ -96,6 +96,7 @@ def test_an_object_out_of_the_frame_is_never_asked_for(tiny, tmp_path):
         return {**sample, "json": {**sample["json"], "instances": [sample["json"]["instances"][0], far]}}
 
     samples = reader(tiny.set(tmp_path, [20], spoil=two), variants=4, max_context=1.5, min_side_px=1)
+    asked = 0
     for j in range(100):
         raw = samples.stores[0].read(0, j % 20, j % 4)
         try:
@@ -105,6 +106,8 @@ def test_an_object_out_of_the_frame_is_never_asked_for(tiny, tmp_path):
             continue
         box = plan.instance["box"]
         assert frame.x < box[0] + box[2] and box[0] < frame.x + frame.side
+        asked += 1
+    assert asked > 50
 
 
 def test_fewer_than_no_variants_are_refused():

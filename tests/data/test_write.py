@@ -126,9 +126,11 @@ def test_finished_other_and_overwritten_builds(tmp_path, caplog):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"a finished build that differs in source.seed \(3 there, 4 now\)"):
         build_shards({**SHAPES, "seed": 4}, tmp_path, images_per_shard=10)
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "texts.npy", "texts.json"):
+        (tmp_path / name).write_text("mine")
     build_shards({**SHAPES, "seed": 4}, tmp_path, images_per_shard=20, overwrite=True)
     assert len(samples(tmp_path)) == 25 and (tmp_path / "notes.txt").exists()
+    assert not list(tmp_path.glob("texts.*"))
     assert len(list(tmp_path.glob("shard-*"))) == 4
     (tmp_path / "shard-000001.tar").unlink()
     with pytest.raises(ValueError, match="shard-000001.tar is missing"):
