@@ -109,6 +109,12 @@ def newest(run_dir: Path, fits: Callable[[dict[str, Any], str], None]) -> Path |
     return max(found)[2] if found else None
 
 
+def size(run_dir: Path) -> int:
+    """Bytes on disk of a run's checkpoints; those that share their bytes count once."""
+    stats = [path.stat() for path in (run_dir / FOLDER).glob("*.ckpt")]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
+
+
 def _place_copy(source: Path, target: Path) -> None:
     """A second name for the same bytes where the file system can, else a copy."""
     aside = target.with_name(".placing.ckpt")

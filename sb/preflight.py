@@ -1,5 +1,7 @@
-"""Whether a run can start, go on and end here, before it costs a night: one line per check, nothing left behind.
+"""Whether a run can start, go on and end here, before it costs a night: one line per check.
 
+Nothing is written to the run's folder. As in training, tars of others get an index beside them, and remote shards that
+are read fill ``cache_dir``.
 Every rank that is started looks for itself; rank zero shows the worst of what they found.
 """
 
@@ -7,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import torch
 
 from sb import assemble, checkpoints, config, reach, rehearsal, scale
 from sb.data.pipeline import check_enough_shards
-from sb.estimate import checkpoint_bytes, memory
+from sb.estimate import STRATEGIES, checkpoint_bytes
 from sb.formats.source import open_source
 from sb.launch import Placement
 from sb.registry import call
@@ -26,6 +28,7 @@ OK, WARN, FAIL, SKIPPED = "ok", "warn", "FAIL", "-"
 SHM = Path("/dev/shm")
 READ_S = 1.0
 NEAR = 0.9  # of the memory: from here on an estimate is no promise
+SMALLER = "lower data.batch_size, trainer.recompute=true, or shard: trainer/zero2"
 
 
 class Line(NamedTuple):
@@ -47,6 +50,7 @@ class Look:
     placement: Any = None
     run: Any = None
     rate: float | None = None  # images/s that one worker reads
+    need: int | None = None  # bytes of a rank's device, by estimate
     lines: list[Line] = field(default_factory=list)
 
     @property
@@ -54,6 +58,11 @@ class Look:
         """Where this rank trains."""
         on_gpu = self.cfg["trainer"].get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         return torch.device("cuda", reach.local_rank()) if on_gpu else torch.device("cpu")
+
+    @property
+    def strategy(self) -> str:
+        """What the estimate calls the run's strategy."""
+        return scale.strategy_of(self.cfg, self.placement.ranks if self.placement else 1)
 
     @property
     def callbacks(self) -> dict[str, dict[str, Any]]:
@@ -118,9 +127,12 @@ def _device(look: Look) -> Found:
         yield FAIL, f"the launcher started {reach.world()} ranks, the run file says {placement.ranks}", advice
         return
     look.placement = placement
+    if look.strategy == "fsdp" and look.cfg["optimizer"]["name"] == "adamw8bit":
+        yield FAIL, "optimizer adamw8bit cannot update FSDP's pieces", "use adamw, ddp or a zero strategy"
+        return
     slow = on_gpu and str(placement.precision) == "bf16-mixed" and not torch.cuda.is_bf16_supported()
     name = torch.cuda.get_device_name(look.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
-    said = f"{placement.ranks} ranks, {_strategy(look)}, {placement.precision}, {name}"
+    said = f"{placement.ranks} ranks, {look.strategy}, {placement.precision}, {name}"
     yield (WARN if slow else OK), said, "this GPU has no bf16: trainer.precision=16-mixed" if slow else ""
 
 
@@ -196,7 +208,9 @@ def _networks(look: Look) -> Found:
     if look.cfg["resume"] == "auto":
         path = checkpoints.newest(Path(look.cfg["run_dir"]), look.run.system.check)
         if path is not None:
-            yield OK, f"resumes from {path}, {int(checkpoints.read(path)['images_seen']):,} images", ""
+            checkpoint = checkpoints.read(path)
+            yield OK, f"resumes from {path}, {int(checkpoint['images_seen']):,} images", ""
+            yield from _refusals(look, checkpoint, path)
 
 
 def _disk(look: Look) -> Found:
@@ -205,11 +219,12 @@ def _disk(look: Look) -> Found:
         yield SKIPPED, "not looked at: " + ("the networks come first" if save else "nothing is saved"), ""
         return
     trained, frozen = _counts(look)
-    each = checkpoint_bytes(trained, averages=_averages(look), optimizer_bytes=_moments(look))
+    each = checkpoint_bytes(trained, averages=_averages(look), optimizer_bytes=scale.optimizer_bytes_of(look.cfg))
     keep = save.get("keep_images")
     count = 2 + (save.get("monitor", "val/loss") is not None) + (look.placement.total_images // keep if keep else 0)
     needed = count * each + 4 * (2 * trained + frozen)
-    free = shutil.disk_usage(_standing(Path(look.cfg["run_dir"]).absolute())).free
+    folder = Path(look.cfg["run_dir"]).absolute()
+    free = shutil.disk_usage(_standing(folder)).free + checkpoints.size(folder)
     said = f"{count} checkpoints of {each / GIB:.2f} GiB and the model: {needed / GIB:.1f} of {free / GIB:.1f} GiB free"
     status = FAIL if needed > free else WARN if needed > NEAR * free else OK
     yield status, said, "" if status == OK else "make room, or raise callbacks.save.keep_images"
@@ -219,21 +234,28 @@ def _device_memory(look: Look) -> Found:
     if look.run is None:
         yield SKIPPED, "not looked at: the networks come first", ""
         return
-    trained, frozen = _counts(look)
-    activations, without = 0, " without activations"
-    if "denoiser" in look.cfg:
-        size = int(look.cfg["image_size"])
-        activations, without = scale.count(look.cfg, [size]).kept[size] * look.data.batch_size, ""
-    need = memory(trained, frozen, strategy=_strategy(look), ranks=look.placement.ranks, averages=_averages(look),
-                  optimizer_bytes=_moments(look), activations=activations)["total"]
+    if look.strategy not in STRATEGIES:
+        yield SKIPPED, f"no estimate for strategy '{look.strategy}'", ""
+        return
+    try:
+        ema = look.callbacks.get("ema") or {}
+        need, host = scale.memory_of(look.cfg, *_counts(look), ranks=look.placement.ranks, ema=ema)
+    except scale.NoEstimate as error:
+        yield SKIPPED, str(error).removeprefix("scale: "), ""
+        return
+    look.need = need
     here = look.placement.ranks // look.placement.num_nodes
-    if look.device.type == "cuda":
-        there = torch.cuda.get_device_properties(look.device).total_memory
-    else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+    on_gpu = look.device.type == "cuda"
+    there = torch.cuda.get_device_properties(look.device).total_memory if on_gpu else ram
+    without = "" if "denoiser" in look.cfg else " without activations"
     said = f"{need / GIB:.1f} GiB a rank by estimate{without}, {there / GIB:.1f} GiB there"
     status = FAIL if need > there else WARN if need > NEAR * there else OK
-    yield status, said, "" if status == OK else "lower data.batch_size, trainer.recompute=true, or shard: trainer/zero2"
+    yield status, said, "" if status == OK else SMALLER
+    if host:
+        status = FAIL if host > ram else WARN if host > NEAR * ram else OK
+        said = f"{host / GIB:.1f} GiB of host memory a rank by estimate, {ram / GIB:.1f} GiB there"
+        yield status, said, "" if status == OK else "share out over more nodes, or keep it on the device"
 
 
 def _shared_memory(look: Look) -> Found:
@@ -260,7 +282,15 @@ def _step(look: Look) -> Found:
     if look.run is None:
         yield SKIPPED, "not looked at: the networks come first", ""
         return
-    seen = rehearsal.step(look.run, look.data, look.device, str(look.placement.precision), look.placement.clip)
+    try:
+        seen = rehearsal.step(look.run, look.data, look.device, str(look.placement.precision), look.placement.clip)
+    except torch.OutOfMemoryError:
+        if look.strategy in ("single", "ddp") or (look.placement.ranks == 1 and "offload" not in look.strategy):
+            yield FAIL, "one process: out of device memory", SMALLER
+        else:
+            need = f"needs {look.need / GIB:.1f} GiB" if look.need is not None else "is not known to fit"
+            yield WARN, f"one process: does not fit unshared; by estimate a rank {need}", ""
+        return
     speed = look.data.batch_size / seen.seconds
     said = f"one process: loss {seen.loss:.4g}, {seen.seconds:.2f} s, {seen.peak / GIB:.2f} GiB, {speed:,.1f} images/s"
     if not math.isfinite(seen.loss):
@@ -283,6 +313,19 @@ def _standing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
+def _refusals(look: Look, checkpoint: dict[str, Any], path: Path) -> Found:
+    """What of a checkpoint only the start of training would refuse."""
+    own = look.run.system.find_frozen()
+    others = [name for name, seen in checkpoint.get("frozen", {}).items() if own.get(name) != seen]
+    if others:
+        yield FAIL, f"{path} was trained with another {' and '.join(others)}", "resume with the one of then"
+    stored = checkpoint.get("callbacks", {}).get("ema", {}).get("averages")
+    asked = look.callbacks.get("ema", {}).get("averages")
+    if stored is not None and asked is not None and set(stored) != set(asked):
+        said = f"{path} holds the averages {', '.join(sorted(stored))}, this run asks for {', '.join(sorted(asked))}"
+        yield FAIL, said, "use the same names"
+
+
 def _counts(look: Look) -> tuple[int, int]:
     system = look.run.system
     outside = [p for module in getattr(system, "_outside", {}).values() for p in module.parameters()]
@@ -293,20 +336,6 @@ def _counts(look: Look) -> tuple[int, int]:
 
 def _averages(look: Look) -> int:
     return len(look.callbacks.get("ema", {}).get("averages", ()))
-
-
-def _moments(look: Look) -> int:
-    return 2 if look.cfg["optimizer"]["name"] == "adamw8bit" else 8
-
-
-def _strategy(look: Look) -> str:
-    """What the estimate calls the run's strategy."""
-    spec: Any = look.cfg["trainer"].get("strategy", "auto")
-    spec = spec if isinstance(spec, Mapping) else {"name": spec}
-    if spec["name"] == "deepspeed":
-        return f"zero{spec.get('stage', 2)}{'_offload' if spec.get('offload') else ''}"
-    ranks = look.placement.ranks if look.placement else 1
-    return spec["name"] if spec["name"] != "auto" else "ddp" if ranks > 1 else "single"
 
 
 def _fingerprint(look: Look) -> dict[str, str]:

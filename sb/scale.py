@@ -39,6 +39,10 @@ class Cluster:
         return self.node_bandwidth if ranks <= NODE else min(self.bandwidth, self.node_bandwidth)
 
 
+class NoEstimate(ValueError):
+    """A part that this module cannot count, such as a plugin's denoiser."""
+
+
 @dataclass
 class Counts:
     """Exact counts of a run's networks: parameters; for an image of each size FLOPs, bytes of activations that are kept
@@ -55,9 +59,15 @@ class Counts:
 
 
 def count(cfg: Mapping[str, Any], sizes: Sequence[int]) -> Counts:
-    """Count the networks of a run file at image sizes in px. ValueError for a size that they cannot halve."""
+    """Count the networks of a run file at image sizes in px. ValueError for a size that they cannot halve, or without a
+    denoiser; NoEstimate for a denoiser that does not say its ``grid`` and ``conv_in``, or cannot ``recompute``."""
+    if "denoiser" not in cfg:
+        raise ValueError(f"scale: needs a run file with a denoiser, and '{cfg['name']}' has none")
     parts = assemble.outlines(cfg)
     unet, vae, text = parts["unet"], parts["vae"], parts["text"]
+    lacking = [name for name in ("grid", "conv_in", "recompute") if not hasattr(unet, name)]
+    if lacking:
+        raise NoEstimate(f"scale: no estimate for denoiser '{cfg['denoiser']['name']}', which has no {lacking[0]}")
     step = vae.factor * unet.grid
     for size in sizes:
         if size < step or size % step:
@@ -90,6 +100,43 @@ def count(cfg: Mapping[str, Any], sizes: Sequence[int]) -> Counts:
     )
 
 
+def strategy_of(cfg: Mapping[str, Any], ranks: int) -> str:
+    """What the estimates call a run file's strategy; one they do not know by the name it is registered under."""
+    spec: Any = cfg["trainer"].get("strategy", "auto")
+    spec = spec if isinstance(spec, Mapping) else {"name": spec}
+    if spec["name"] == "deepspeed":
+        return f"zero{spec.get('stage', 2)}{'_offload' if spec.get('offload') else ''}"
+    return spec["name"] if spec["name"] != "auto" else "ddp" if ranks > 1 else "single"
+
+
+def optimizer_bytes_of(cfg: Mapping[str, Any]) -> int:
+    """Bytes of a run file's optimizer per parameter."""
+    return 2 if cfg["optimizer"]["name"] == "adamw8bit" else 8
+
+
+def memory_of(
+    cfg: Mapping[str, Any], trained: int, frozen: int, *, ranks: int, ema: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Bytes that a run file takes on each rank's device, and those it keeps in host memory besides.
+
+    ema: the callback's section, empty for none. Without a denoiser no activations are counted. NoEstimate as ``count``.
+    """
+    activations, trainer = 0, cfg["trainer"]
+    if "denoiser" in cfg:
+        size = int(cfg["image_size"])
+        counts = count(cfg, [size])
+        each = (counts.recomputed if trainer.get("recompute") else counts.kept)[size]
+        activations = each * int(cfg["data"]["batch_size"]) * (2 if str(trainer.get("precision")) == "32-true" else 1)
+    about: dict[str, Any] = {
+        "strategy": strategy_of(cfg, ranks), "ranks": ranks, "activations": activations,
+        "optimizer_bytes": optimizer_bytes_of(cfg),
+    }
+    found = memory(trained, frozen, averages=len(ema.get("averages", ())), **about)
+    if ema.get("device") != "cpu":
+        return found["total"], found["host"]
+    return memory(trained, frozen, averages=0, **about)["total"], found["host"] + found["averages"]
+
+
 def count_table(counts: Counts) -> str:
     """Parameters, FLOPs and activations, per image size."""
     rows = [
@@ -103,7 +150,10 @@ def count_table(counts: Counts) -> str:
          "kept activations, GiB", "recomputed, GiB", "cached, kB"], rows)
 
 
-def memory_table(counts: Counts, gpus: Sequence[int], size: int, batch: int, averages: int, recompute: bool) -> str:
+def memory_table(
+    counts: Counts, gpus: Sequence[int], size: int, batch: int, averages: int, recompute: bool,
+    optimizer_bytes: int = 8,
+) -> str:
     """GiB per GPU (and per GPU in host memory) by strategy and number of GPUs."""
     rows, kept = [], counts.recomputed if recompute else counts.kept
     for strategy in STRATEGIES:
@@ -113,7 +163,7 @@ def memory_table(counts: Counts, gpus: Sequence[int], size: int, batch: int, ave
                 cells.append("")
                 continue
             found = memory(counts.trained, counts.frozen, strategy=strategy, ranks=ranks, averages=averages,
-                           activations=kept[size] * batch)
+                           optimizer_bytes=optimizer_bytes, activations=kept[size] * batch)
             host = f" + {found['host'] / GIB:.1f} host" if found["host"] else ""
             cells.append(f"{found['total'] / GIB:.1f}{host}")
         rows.append([strategy, *cells])
@@ -165,6 +215,9 @@ def storage_table(
 
 def shard_table(counts: Counts, images: int, shard_images: int, block: int, image_bytes: float) -> str:
     """Number and size of shards, and of the block of them that is shuffled together, for pixels and latents."""
+    if min(images, shard_images, block) < 1:
+        raise ValueError(f"scale: images, shard images and shuffled shards must be at least 1, not {images}, "
+                         f"{shard_images} and {block}")
     kinds = {"pixels": image_bytes + RECORD_BYTES,
              **{f"cached, {size} px": float(each) for size, each in counts.latent.items()}}
     rows = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sb import preflight, reach
 from sb.preflight import FAIL, OK, WARN, Line, go, table
@@ -88,8 +89,13 @@ def test_a_run_that_is_there_is_refused_or_resumed(look, tiny_overrides, tmp_pat
     status, found = look(only=("run folder",))["run folder"]
     assert status == FAIL and "holds a run already; resume=auto continues it" in found
     found = look("resume=auto", "trainer.images=16", only=("run folder", "networks"))
-    assert "best.ckpt" in found["networks"][1] or "last.ckpt, 8 images" in found["networks"][1]
+    assert f"resumes from {tmp_path}" in found["networks"][1] and "last.ckpt, 8 images" in found["networks"][1]
     assert found["run folder"][0] == OK
+    average = "+callbacks.ema.averages.other={half_life_images: 10}"
+    networks = look("resume=auto", average, only=("networks",))["networks"]
+    assert networks[0] == FAIL and "holds the averages main, this run asks for main, other" in networks[1]
+    networks = look("resume=auto", "seed=7", only=("networks",))["networks"]  # another random VAE and text tower
+    assert networks[0] == FAIL and "was trained with another" in networks[1]
     status, said = look("resume=auto", "denoiser.widths=[16,48]", only=("networks",))["networks"]
     assert status == FAIL and "can be resumed" in said
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -97,14 +103,60 @@ def test_a_run_that_is_there_is_refused_or_resumed(look, tiny_overrides, tmp_pat
 
 def test_too_little_room(look, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
-    monkeypatch.setattr(preflight, "memory", lambda *counts, **options: {"total": 2**60})
+    monkeypatch.setattr(preflight.scale, "memory", lambda *counts, **about: dict(total=2**60, host=2**60))
     found = look(only=("disk", "device memory"))
     assert found["disk"][0] == FAIL and "make room" in found["disk"][1]
     assert found["device memory"][0] == FAIL and "lower data.batch_size" in found["device memory"][1]
+    assert "GiB of host memory a rank by estimate" in found["device memory"][1]
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     status, said = look("data.workers=1", only=("shared memory",))["shared memory"]
     if preflight.SHM.is_dir():
         assert status == FAIL and "lower data.workers" in said
+
+
+def test_checkpoints_that_are_there_count_as_room_once(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "last.ckpt").write_bytes(bytes(100))
+    os.link(folder / "last.ckpt", folder / "best.ckpt")
+    (folder / "images-8.ckpt").write_bytes(bytes(30))
+    assert preflight.checkpoints.size(tmp_path) == 130
+
+
+def test_what_has_no_estimate_is_skipped(look, monkeypatch):
+    monkeypatch.setattr(preflight, "STRATEGIES", ("ddp",))
+    assert look(only=("device memory",))["device memory"][1] == "no estimate for strategy 'single';"
+
+    def count(cfg, sizes):
+        raise preflight.scale.NoEstimate("scale: no estimate for denoiser 'ours', which has no grid")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(preflight.scale, "count", count)
+    lines = preflight._device_memory(SimpleNamespace(
+        run=SimpleNamespace(system=torch.nn.Linear(1, 1)), strategy="single", callbacks={},
+        placement=SimpleNamespace(ranks=1),
+        cfg={"denoiser": {}, "image_size": 64, "trainer": {}},
+    ))
+    assert list(lines) == [("-", "no estimate for denoiser 'ours', which has no grid", "")]
+
+
+@pytest.mark.parametrize("strategy, ranks, status", [
+    ("single", 1, FAIL), ("ddp", 2, FAIL), ("fsdp", 1, FAIL), ("fsdp", 2, WARN), ("zero2_offload", 1, WARN),
+])
+def test_a_step_that_does_not_fit_is_no_verdict_where_state_is_shared_out(monkeypatch, strategy, ranks, status):
+    def step(*arguments):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(preflight.rehearsal, "step", step)
+    placement = SimpleNamespace(ranks=ranks, precision="bf16-mixed", clip=None)
+    seen = SimpleNamespace(run=1, data=None, device=None, strategy=strategy, placement=placement, need=3 * 2**30)
+    (found,) = preflight._step(seen)
+    assert found[0] == status and (status == FAIL or "by estimate a rank needs 3.0 GiB" in found[1])
+
+
+def test_8_bit_moments_cannot_be_cut_by_fsdp(look):
+    status, said = look("trainer.strategy=fsdp", "optimizer.name=adamw8bit", only=("device",))["device"]
+    assert status == FAIL and "adamw8bit cannot update FSDP's pieces" in said
 
 
 def test_rotten_shards_cannot_be_read(look, tiny, tmp_path):

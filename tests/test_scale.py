@@ -1,5 +1,8 @@
 """The tables hold what the estimates say, for a real run file; a tiny network and size keep it quick."""
 
+import runpy
+import sys
+
 import pytest
 
 from sb import config, scale
@@ -72,3 +75,59 @@ def test_the_slowest_link_counts():
     assert Cluster(1e14, bandwidth=1e12).link(16) == 200e9
     with pytest.raises(ValueError, match="above 0"):
         Cluster(0, 1)
+
+
+SMALL = ["configs/quickstart.yaml", "--gpus=8", "image_size=64"]
+
+
+def run(monkeypatch, capsys, *arguments: str):
+    monkeypatch.setattr(sys, "argv", ["scale.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path("tools/scale.py", run_name="__main__")
+    return ended.value.code, capsys.readouterr()
+
+
+def test_the_tool_takes_its_defaults_from_the_run_file(monkeypatch, capsys):
+    seen = []
+    real = scale.memory_table
+    monkeypatch.setattr(scale, "memory_table", lambda *given: seen.append(given[2:]) or real(*given))
+    code, out = run(monkeypatch, capsys, *SMALL, "optimizer.name=adamw8bit", "trainer.recompute=true",
+                    "data.batch_size=5", "trainer.strategy=fsdp")
+    assert code == 0, out.err
+    assert seen == [(64, 5, 1, True, 2)] and "## Images/s, fsdp" in out.out
+    code, out = run(monkeypatch, capsys, *SMALL, "trainer.recompute=true", "--no-recompute", "--batch", "3",
+                    "--strategy", "zero2", "--image-size", "128")
+    assert code == 0 and seen[1] == (128, 3, 1, False, 8) and "## Images/s, zero2" in out.out
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["configs/quickstart_vae.yaml"], "needs a run file with a denoiser, and 'quickstart_vae' has none"),
+    ([*SMALL, "--shard-images", "0"], "must be at least 1, not 10000000, 0 and"),
+    ([*SMALL, "trainer.strategy=ours"], "strategy 'ours' on 8 ranks; it is one of"),
+])
+def test_what_cannot_be_told_is_one_line(monkeypatch, capsys, arguments, said):
+    code, out = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and out.err.startswith("error: ") and said in out.err and out.err.count("\n") == 1
+
+
+def test_memory_of_a_run_file_follows_its_options(monkeypatch):
+    monkeypatch.setattr(scale, "count", lambda cfg, sizes: COUNTS)
+    overrides = ["image_size=512", "data.batch_size=64", "trainer.precision=bf16-mixed"]
+    ema = {"averages": {"main": {}}}
+
+    def need(*more: str, **device: str) -> tuple[int, int]:
+        cfg = config.plain(config.load("configs/quickstart.yaml", [*overrides, *more]))
+        return scale.memory_of(cfg, 10**9, 10**8, ranks=1, ema={**ema, **device})
+
+    total, host = need()
+    assert host == 0 and total == memory(10**9, 10**8, strategy="single", ranks=1, activations=64 * GIB)["total"]
+    assert need("trainer.recompute=true") == (total - 56 * GIB, 0)
+    assert need("trainer.precision=32-true") == (total + 64 * GIB, 0)
+    assert need(device="cpu") == (total - 4 * 10**9, 4 * 10**9)
+    assert need("optimizer.name=adamw8bit") == (total - 6 * 10**9, 0)
+
+
+def test_another_denoiser_has_no_estimate(monkeypatch):
+    monkeypatch.setattr(scale.assemble, "outlines", lambda cfg: dict.fromkeys(("unet", "vae", "text")))
+    with pytest.raises(scale.NoEstimate, match="no estimate for denoiser 'unet', which has no grid"):
+        scale.count({"name": "x", "denoiser": {"name": "unet"}}, [64])

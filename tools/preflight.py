@@ -8,7 +8,8 @@ EPILOG = """example:
   python tools/preflight.py configs/quickstart.yaml
   python tools/preflight.py configs/smartbrush_sd1.yaml configs/trainer/zero2.yaml trainer.devices=8
   torchrun --nproc-per-node 8 tools/preflight.py configs/smartbrush_sd1.yaml trainer.devices=8
-exit code: 0 go, 1 no go, 2 the run file cannot be read; nothing is written"""
+exit code: 0 go, 1 no go, 2 the run file cannot be read
+nothing is written to run_dir; tars of others get an index beside them, remote shards that are read fill cache_dir"""
 
 
 def main() -> int:

@@ -17,12 +17,11 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("run_file", metavar="RUN.yaml")
     whole.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
     whole.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 512], metavar="N", help="(default 1 8 64 512)")
-    whole.add_argument("--image-size", type=int, nargs="+", default=[256, 512, 768], metavar="PX",
-                       help="(default 256 512 768)")
-    whole.add_argument("--batch", type=int, default=16, help="images of one GPU in a micro-batch, at most (default 16)")
-    whole.add_argument("--recompute", action="store_true", help="memory as with trainer.recompute=true")
+    whole.add_argument("--image-size", type=int, nargs="+", metavar="PX", help="(default: image_size)")
+    whole.add_argument("--batch", type=int, help="images of a GPU per micro-batch, at most (default: data.batch_size)")
+    whole.add_argument("--recompute", action=argparse.BooleanOptionalAction, help="(default: trainer.recompute)")
     whole.add_argument("--global-batch", type=int, default=2048, help="images of a step, all GPUs (default 2048)")
-    whole.add_argument("--strategy", default="ddp", help="for images/s and storage (default ddp)")
+    whole.add_argument("--strategy", help="for images/s and storage (default: the run file's)")
     whole.add_argument("--tflops", type=float, default=87.0,
                        help="TFLOP/s that one GPU reaches by itself (default 87: an A100, from published images/s)")
     whole.add_argument("--bandwidth", type=float, default=25.0, help="GB/s out of a node, all its cards (default 25)")
@@ -43,18 +42,23 @@ def main() -> int:
         cluster = scale.Cluster(
             flags.tflops * 1e12, flags.bandwidth * 1e9, flags.node_bandwidth * 1e9, flags.disk * 1e9
         )
-        counts = scale.count(cfg, flags.image_size)
+        sizes = flags.image_size or [cfg["image_size"]]
+        batch = flags.batch if flags.batch is not None else cfg["data"]["batch_size"]
+        recompute = cfg["trainer"].get("recompute", False) if flags.recompute is None else flags.recompute
+        strategy = flags.strategy or scale.strategy_of(cfg, max(flags.gpus))
+        counts = scale.count(cfg, sizes)
         averages = len(((cfg["callbacks"] or {}).get("ema") or {}).get("averages", ()))
-        about = {"strategy": flags.strategy, "batch": flags.batch, "global_batch": flags.global_batch}
+        about = {"strategy": strategy, "batch": batch, "global_batch": flags.global_batch}
         image, block = flags.image_kb * 1e3, cfg["data"]["shuffle_shards"]
         tables = {
             "Counted": scale.count_table(counts),
             "Memory": "\n\n".join(
-                scale.memory_table(counts, flags.gpus, size, flags.batch, averages, flags.recompute)
-                for size in flags.image_size
+                scale.memory_table(
+                    counts, flags.gpus, size, batch, averages, recompute, scale.optimizer_bytes_of(cfg)
+                ) for size in sizes
             ),
             "Network": scale.network_table(counts, flags.gpus, cluster),
-            f"Images/s, {flags.strategy}": scale.speed_table(counts, flags.gpus, cluster, **about),
+            f"Images/s, {strategy}": scale.speed_table(counts, flags.gpus, cluster, **about),
             "Storage": scale.storage_table(counts, flags.gpus, cluster, image_bytes=image, **about),
             "Shards": scale.shard_table(counts, flags.images, flags.shard_images, block, image),
             "Checkpoints": scale.checkpoint_table(counts, cluster, averages),
