@@ -84,7 +84,9 @@ def assemble(config: Any) -> Run:
         "batch_size": data.batch_size, "seed": cfg["seed"],
         "objective": build("objective", cfg["objective"]),
     }
-    runtime: dict[str, Any] = {"run_dir": run_dir, "ladder": ladder, "ledger": data.ledger}
+    runtime: dict[str, Any] = {
+        "run_dir": run_dir, "ladder": ladder, "ledger": data.ledger, "longest_read": data.longest_read,
+    }
     adapter = None
     parts = _smartbrush_parts(cfg, ladder) if "denoiser" in cfg else {"vae": build_vae(cfg)}
     system: Any = build("system", cfg["system"], **parts, **clock)

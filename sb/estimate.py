@@ -66,10 +66,8 @@ def memory(
 
 
 def _buffers(stage: str, trained: int, ranks: int) -> int:
-    if stage == "single":
+    if stage in ("single", "ddp"):  # DDP's gradients are views of its buckets
         return 0
-    if stage == "ddp":
-        return FP32 * trained  # buckets that hold all gradients once more
     if stage == "fsdp":  # a block in use, the next one, and the gradients of one
         return 0 if ranks == 1 else 3 * FP32 * min(UNIT, trained)
     buckets = 2 * BF16 * min(BUCKET, trained)
@@ -116,12 +114,15 @@ def images_per_second(
 
     flops: of training on one image. batch: images of one rank in a micro-batch. rate: FLOP/s that a device reaches by
     itself. bandwidth: bytes/s of the ring's slowest link. overlap: the share of the last micro-batch's compute that
-    communication can hide behind (the backward's 2/3). latency: seconds per doubling of the ranks, each step.
+    communication can hide behind (the backward's 2/3); ZeRO-1 and 2 gather the new weights behind nothing. latency:
+    seconds per doubling of the ranks, each step.
     """
     compute = flops * batch / rate
+    stage = strategy.removesuffix("_offload")
     sent = traffic(trained, strategy=strategy, ranks=ranks, accumulate=accumulate) / bandwidth
-    hidden = overlap * compute * (1 if strategy in ("ddp", "zero1") else accumulate)
-    seconds = accumulate * compute + max(0.0, sent - hidden) + latency * math.log2(ranks)
+    late = FP32 * trained * (ranks - 1) / ranks / bandwidth if stage in ("zero1", "zero2") else 0.0  # new weights
+    hidden = overlap * compute * (1 if stage in ("ddp", "zero1") else accumulate)
+    seconds = accumulate * compute + late + max(0.0, sent - late - hidden) + latency * math.log2(ranks)
     return ranks * batch * accumulate / seconds
 
 

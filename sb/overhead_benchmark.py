@@ -102,7 +102,7 @@ class _Batches:
 
 
 def benchmark_overhead(
-    path: str | Path, overrides: Sequence[str], steps: int, report: Callable[[str], None]
+    run_file: str | Path, overrides: Sequence[str], steps: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Medians over ``steps`` optimizer steps of a run file: ``step_ms``, ``overhead`` and ``data_wait`` as shares of a
     step, ``ms`` of each part. Trained in a temporary folder, without validation and checkpoints.
@@ -114,7 +114,7 @@ def benchmark_overhead(
     if steps < 1:
         raise ValueError(f"benchmark: steps must be at least 1, not {steps}")
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config.plain(config.load(path, overrides))
+        cfg = config.plain(config.load(run_file, overrides))
         cfg.update(run_dir=f"{folder}/run", resume="never")
         callbacks = cfg.get("callbacks") or {}
         for spec in callbacks.values():

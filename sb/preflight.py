@@ -125,8 +125,8 @@ def _device(look: Look) -> Found:
 
 
 def _weights(look: Look) -> Found:
-    sections = {part: look.cfg.get(part) or {} for part in ("vae", "text", "denoiser")}
-    given = {f"{part}.weights": str(spec["weights"]) for part, spec in sections.items() if spec.get("weights")}
+    parts = {part: (look.cfg.get(part) or {}).get("weights") for part in ("vae", "text", "denoiser")}
+    given = {f"{part}.weights": str(path) for part, path in parts.items() if path}
     for key, path in given.items():
         if not Path(path).exists():
             yield FAIL, f"{key}: there is no {path}", f"give {key}=PATH"

@@ -36,6 +36,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "sb.callbacks.profile",
         "sb.callbacks.guard",
         "sb.callbacks.save",
+        "sb.callbacks.preempt",
+        "sb.callbacks.watch",
         "sb.evaluate.shapes_callback",
     ),
 }

@@ -41,7 +41,8 @@ class Cluster:
 
 @dataclass
 class Counts:
-    """Exact counts of a run's networks: parameters, and per image size FLOPs and kept activation bytes of an image."""
+    """Exact counts of a run's networks: parameters; for an image of each size FLOPs, bytes of activations that are kept
+    for backward, as they are and where blocks are recomputed, and bytes of cached latents."""
 
     trained: int
     frozen: int
@@ -49,6 +50,7 @@ class Counts:
     encode: dict[int, int]
     text: int
     kept: dict[int, int]
+    recomputed: dict[int, int]
     latent: dict[int, int]
 
 
@@ -73,6 +75,8 @@ def count(cfg: Mapping[str, Any], sizes: Sequence[int]) -> Counts:
 
         return of
 
+    kept = {size: saved_bytes(unet, inputs(size)) for size in sizes}
+    unet.recompute()
     frozen = [vae] if cfg["system"].get("train_text") else [vae, text]
     total = sum(p.numel() for part in parts.values() for p in part.parameters())
     still = sum(p.numel() for part in frozen for p in part.parameters())
@@ -81,7 +85,7 @@ def count(cfg: Mapping[str, Any], sizes: Sequence[int]) -> Counts:
         {size: forward_flops(unet, *inputs(size)(1, meta)) for size in sizes},
         {size: forward_flops(vae.encoder, torch.empty(1, 3, size, size, device=meta)) for size in sizes},
         forward_flops(text, torch.zeros(1, text.context_length, dtype=torch.int64, device=meta)),
-        {size: saved_bytes(unet, inputs(size)) for size in sizes},
+        kept, {size: saved_bytes(unet, inputs(size)) for size in sizes},
         {size: latent_bytes(size, vae.factor, vae.latent_channels) + RECORD_BYTES for size in sizes},
     )
 
@@ -90,17 +94,18 @@ def count_table(counts: Counts) -> str:
     """Parameters, FLOPs and activations, per image size."""
     rows = [
         [f"{size}", f"{unet / 1e9:,.0f}", f"{3 * unet / 1e12:.2f}", f"{counts.encode[size] / 1e9:,.0f}",
-         f"{counts.text / 1e9:.0f}", f"{counts.kept[size] / GIB:.2f}", f"{counts.latent[size] / 1e3:.0f}"]
+         f"{counts.text / 1e9:.0f}", f"{counts.kept[size] / GIB:.2f}", f"{counts.recomputed[size] / GIB:.2f}",
+         f"{counts.latent[size] / 1e3:.0f}"]
         for size, unet in counts.unet.items()
     ]
     return f"trained {counts.trained / 1e6:,.1f} M, frozen {counts.frozen / 1e6:,.1f} M parameters\n\n" + table(
         ["image px", "UNet forward, GFLOP", "training, TFLOP", "VAE encode, GFLOP", "text, GFLOP",
-         "kept activations, GiB", "cached, kB"], rows)
+         "kept activations, GiB", "recomputed, GiB", "cached, kB"], rows)
 
 
-def memory_table(counts: Counts, gpus: Sequence[int], size: int, batch: int, averages: int) -> str:
+def memory_table(counts: Counts, gpus: Sequence[int], size: int, batch: int, averages: int, recompute: bool) -> str:
     """GiB per GPU (and per GPU in host memory) by strategy and number of GPUs."""
-    rows = []
+    rows, kept = [], counts.recomputed if recompute else counts.kept
     for strategy in STRATEGIES:
         cells = []
         for ranks in gpus:
@@ -108,7 +113,7 @@ def memory_table(counts: Counts, gpus: Sequence[int], size: int, batch: int, ave
                 cells.append("")
                 continue
             found = memory(counts.trained, counts.frozen, strategy=strategy, ranks=ranks, averages=averages,
-                           activations=counts.kept[size] * batch)
+                           activations=kept[size] * batch)
             host = f" + {found['host'] / GIB:.1f} host" if found["host"] else ""
             cells.append(f"{found['total'] / GIB:.1f}{host}")
         rows.append([strategy, *cells])

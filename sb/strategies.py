@@ -4,6 +4,7 @@ Every strategy writes and reads the one checkpoint format of a single device (wh
 that a run may go on with another strategy, another number of ranks, and without DeepSpeed.
 """
 
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -102,7 +103,8 @@ def deepspeed(
     options: Mapping[str, Any] | None = None,
 ) -> Strategy | str:
     """DeepSpeed ZeRO (arXiv 1910.02054): optimizer state and averages in parts over all ranks (stage 1), gradients too
-    (2), weights too (3). offload: optimizer state, master weights and averages in host memory. options: further keys
+    (2), weights too (3). offload: optimizer state, master weights and averages in host memory, in stage 3
+    the shared-out weights as well. options: further keys
     of DeepSpeed's own configuration.
 
     Mixed precision is autocast on fp32 weights, as everywhere else: DeepSpeed's own casts the whole module and every
@@ -121,6 +123,9 @@ def deepspeed(
     zero: dict[str, Any] = {"stage": stage}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    warnings.filterwarnings("ignore", message=".*DeepSpeed handles gradient clipping internally.*")  # ours leaves it to
     config = {
         "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": precision == "bf16-mixed", "dtype": "bfloat16"}, **(options or {}),

@@ -78,6 +78,14 @@ def tiny_overrides(tiny_settings, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def small_run_file(tiny_settings):
+    """configs/quickstart.yaml on small networks and the small shapes world, with overrides."""
+    from sb import config
+
+    return lambda *overrides: config.load(ROOT / "configs" / "quickstart.yaml", [*SMALL, *tiny_settings, *overrides])
+
+
+@pytest.fixture(scope="session")
 def train():
     """The training command on small networks, as a user starts it: overrides of configs/quickstart.yaml -> finished."""
 

@@ -1,9 +1,9 @@
-"""A plugin: SmartBrush whose noise follows from the samples' keys, so that ranks and batches cannot change it."""
+"""A plugin: SmartBrush whose noise follows from the samples' keys, so that ranks and batches cannot change it, and an
+objective that goes wrong."""
 
 import zlib
 
-import torch
-
+from sb.losses import DenoisingObjective
 from sb.models.smartbrush import Draws, SmartBrush
 from sb.registry import register
 
@@ -15,4 +15,16 @@ class KeyedNoise(SmartBrush):
             self.draw(outline[None], self.generator(zlib.crc32(key.encode()), self.images_seen // 8), 0.1)
             for outline, key in zip(batch.outline, batch.key, strict=True)
         ]
-        return super().step(batch, Draws(*map(torch.cat, zip(*each, strict=True))))
+        return super().step(batch, Draws.joined(each))
+
+
+@register("objective", "breaks")
+class Breaks(DenoisingObjective):
+    """A loss that is not finite from the third step on."""
+
+    calls = 0
+
+    def __call__(self, *arguments):
+        losses = super().__call__(*arguments)
+        self.calls += 1
+        return losses if self.calls < 3 else losses._replace(loss=losses.loss * float("nan"))

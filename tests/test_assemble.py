@@ -11,6 +11,8 @@ import torch
 from sb import config
 from sb.assemble import assemble, build_denoiser, build_text, build_vae, load_inpainter
 from sb.masks import Ladder
+from sb.models.unet import UNet
+from sb.registry import register
 from sb.types import Request
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -88,13 +90,28 @@ def test_an_existing_run_is_refused_and_auto_continues_it(trained):
     assert longer.system.images_seen == 16
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_overrides, tmp_path):
+class Dropping(UNet):
+    """A team's own denoiser, with dropout: it draws from torch's own generator."""
+
+    def forward(self, x, t, cond):
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training), t, cond)
+
+
+@pytest.mark.parametrize("denoiser", ["unet", "dropping"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(denoiser, tiny_overrides, tmp_path, own_registry):
+    register("denoiser", "dropping")(Dropping)
     overrides = [*tiny_overrides, "trainer.images=24", "trainer.val_every_images=12",
                  "optimizer.decay=none", "callbacks.save.every_images=4"]
-    straight = assemble(shrunk("quickstart.yaml", [*overrides, f"run_dir={tmp_path}/straight"]))
+
+    def made(*more):
+        cfg = shrunk("quickstart.yaml", [*overrides, *more])
+        cfg.denoiser.name = denoiser
+        return assemble(cfg)
+
+    straight = made(f"run_dir={tmp_path}/straight")
     straight.fit()
     torch.manual_seed(99)  # whatever the global state is
-    stopped = assemble(shrunk("quickstart.yaml", overrides))
+    stopped = made()
 
     class Stop(Exception):
         pass
@@ -106,7 +123,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_overri
     stopped.trainer.callbacks[0].on_train_batch_end = stop
     with pytest.raises(Stop):
         stopped.fit()
-    resumed = assemble(shrunk("quickstart.yaml", [*overrides, "resume=auto"]))
+    resumed = made("resume=auto")
     resumed.fit()
     for (name, a), b in zip(straight.system.state_dict().items(), resumed.system.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

@@ -78,6 +78,9 @@ def test_images_per_second_by_hand():
     assert slow == pytest.approx(4 * 10 / (0.1 + 0.6 - 0.2 / 3))
     more = images_per_second(**about, strategy="ddp", ranks=4, bandwidth=1e10, accumulate=8)
     assert more == pytest.approx(4 * 80 / (0.8 + 0.6 - 0.2 / 3))
+    # zero2 reduces 1.5e9 bytes behind the backward, then gathers 3e9 behind nothing
+    gathered = images_per_second(**about, strategy="zero2", ranks=4, bandwidth=1e11)
+    assert gathered == pytest.approx(4 * 10 / (0.1 + 0.03))
     late = images_per_second(**{**about, "latency": 0.05}, strategy="ddp", ranks=4, bandwidth=1e11)
     assert late == pytest.approx(4 * 10 / (0.1 + 0.1))
 

@@ -9,6 +9,7 @@ from sb.scale import GIB, Cluster, Counts
 CLUSTER = Cluster(rate=1e14, bandwidth=1e10)
 COUNTS = Counts(
     trained=10**9, frozen=10**8, unet={512: 10**12}, encode={512: 10**12}, text=10**10, kept={512: GIB},
+    recomputed={512: GIB // 8},
     latent={512: 67_536},
 )
 
@@ -23,17 +24,21 @@ def test_networks_of_a_run_file_are_counted_without_weights():
     assert counts.trained > 10**6 and counts.frozen > 49_408 * 128  # a row of the text tower for each of its words
     assert 3 < counts.unet[128] / counts.unet[64] < 6 and 3 < counts.kept[128] / counts.kept[64] < 6
     assert counts.latent[64] == 2 * 4 * 16 * 16 * 2 + scale.RECORD_BYTES
+    assert 0 < counts.recomputed[64] < counts.kept[64] / 3
     with pytest.raises(ValueError, match="image size 100 is no multiple of 16"):
         scale.count(cfg, [100])
     cfg["system"]["train_text"] = True
-    more = scale.count(cfg, [64])
+    more = scale.count(cfg, [])
     assert more.trained > counts.trained and more.trained + more.frozen == counts.trained + counts.frozen
 
 
 def test_memory_table_says_what_memory_says():
-    lines = scale.memory_table(COUNTS, [1, 8], 512, 4, 1)
+    lines = scale.memory_table(COUNTS, [1, 8], 512, 4, 1, False)
     wanted = memory(10**9, 10**8, strategy="zero2", ranks=8, activations=4 * GIB)["total"] / GIB
     assert cells(lines, "zero2")[1].rstrip(" |") == f"{wanted:.1f}"
+    less = scale.memory_table(COUNTS, [1, 8], 512, 4, 1, True)
+    kept, left = (float(cells(found, "ddp")[1].rstrip(" |")) for found in (lines, less))
+    assert kept - left == pytest.approx(0.3, abs=0.1)  # 4 GiB, and the weights that validation puts aside instead
     assert "host" in cells(lines, "zero3_offload")[1]
 
 

@@ -1,5 +1,6 @@
 """Every strategy on CPU ranks as the command starts it: the same training, the same files, one after another."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,12 +15,16 @@ STRATEGIES = ["ddp", "fsdp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_
 PLAIN = ["+optimizer.eps=0.001", "optimizer.decay=none", "optimizer.warmup_images=0", "callbacks.save.every_images=16"]
 
 
-def run_of(train, settings: list[str], folder: Path, ranks: int, *overrides: str) -> Path:
+def started(train, settings: list[str], folder: Path, ranks: int, *overrides: str) -> subprocess.CompletedProcess:
     """One process takes batches of 8 where two take 4 each."""
-    done = train(
+    return train(
         *settings, *PLAIN, "system.name=keyed_noise", f"run_dir={folder}", f"trainer.devices={ranks}",
         f"data.batch_size={8 // ranks}", "trainer.val_every_images=16", *overrides, plugins="keyed_noise",
     )
+
+
+def run_of(train, settings: list[str], folder: Path, ranks: int, *overrides: str) -> Path:
+    done = started(train, settings, folder, ranks, *overrides)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -69,6 +74,31 @@ def test_a_run_goes_on_under_another_strategy(alone, train, tiny_settings, tmp_p
             f"trainer.images={16 * number}",
         )
     assert_close(state(alone), state(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+def test_steps_that_are_not_finite_are_dropped_and_end_the_run(train, tiny_settings, strategy, tmp_path):
+    """Two good steps of 8 images, saved; then three that are not finite: nothing is saved over the good one."""
+    done = started(
+        train, tiny_settings, tmp_path / "run", 2, f"trainer/{strategy}.yaml", "trainer.images=64",
+        "objective.name=breaks",
+    )
+    assert done.returncode == 2 and "3 in a row: stopped" in done.stderr, done.stderr[-2000:]
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["images_seen"] == 16 and all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_a_full_disk_ends_all_ranks_with_one_line(train, tiny_settings, strategy, tmp_path):
+    """Only rank zero writes, and no other waits for it."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".writing.ckpt").symlink_to("/dev/full")
+    done = started(train, tiny_settings, tmp_path / "run", 2, f"trainer/{strategy}.yaml", "trainer.images=64")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and set(lines) == {lines[0]} and "the disk is full: cannot write" in lines[0]
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()) and "Traceback" not in done.stderr
 
 
 def placed(**options) -> Placement:

@@ -1,6 +1,7 @@
 """Measure how fast parts of sb run on this machine."""
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ EPILOG = """example:
       images/s of the loader, of a bare loop over the same samples and of decoding alone, and their ratios
   python tools/benchmark.py model --size quickstart --device cpu
       UNet, VAE and text tower beside diffusers and transformers with the same weights: ms, ratio, memory, FLOPs
+  python tools/benchmark.py train --size sd1 --batch 32 --compile
+      our whole training loop beside a plain diffusers one: images/s, memory, share of the peak, a profile
   python tools/benchmark.py cached configs/quickstart_cached.yaml --pictures runs/quickstart/shards/train
       images/s of training from cached latents and from pictures, beside what step, VAE and text tower allow
-  python tools/benchmark.py overhead configs/quickstart.yaml --steps 500
-      ms of each part of a training step; the share of all that is not networks, backward, optimizer or waiting
+  python tools/benchmark.py overhead configs/quickstart.yaml
+      what of a training step is not the networks, backward, the optimizer or waiting for data
   python tools/benchmark.py load
       seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
@@ -26,57 +29,68 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = whole.add_subparsers(dest="part", required=True, metavar="PART")
-    loader = parts.add_parser("loader", help="the data loader beside a bare loop over the same samples")
+
+    def add(name: str, function: str, about: str) -> argparse.ArgumentParser:
+        part = parts.add_parser(name, help=about)
+        part.set_defaults(function=function)
+        return part
+
+    loader = add("loader", "sb.data.loader_benchmark:benchmark_loader", "the loader beside a bare loop")
     loader.add_argument("shards", nargs="+", help="local shard folders, tars or patterns")
-    loader.add_argument("--size", type=int, default=128, help="side of a sample in px (default 128)")
+    loader.add_argument("--size", dest="size_px", type=int, default=128, help="side of a sample in px (default 128)")
     loader.add_argument("--batch-size", type=int, default=32, help="images per batch (default 32)")
     loader.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     loader.add_argument("--images", type=int, default=1024, help="images per pass (default 1024)")
-    loader.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
-    loader.set_defaults(measure="loader")
-    model = parts.add_parser("model", help="our networks beside diffusers' and transformers' with the same weights")
-    model.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
-    model.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
+    model = add("model", "sb.models.model_benchmark:benchmark_model", "networks beside diffusers' and transformers'")
     model.add_argument("--batch", type=int, default=1, help="samples per call (default 1)")
-    model.add_argument("--passes", type=int, default=5, help="alternated pairs, the median counts (default 5)")
-    model.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
-    model.add_argument("--dtype", choices=["fp32", "bf16", "both"], default="both", help="(default both)")
-    model.add_argument("--parts", default="unet,unet_step,vae,text", help="comma list of unet,unet_step,vae,text")
-    model.add_argument("--compile", action="store_true", help="torch.compile on both sides")
-    model.set_defaults(measure="model")
-    cached = parts.add_parser("cached", help="training from cached latents beside training from their pictures")
-    cached.add_argument("run_file", metavar="RUN.yaml", help="a run file that reads latents")
-    cached.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
+    model.add_argument("--dtype", dest="dtypes", type=listed, default=["fp32", "bf16"], help="(default fp32,bf16)")
+    model.add_argument("--parts", type=listed, default=["unet", "unet_step", "vae", "text"], help="(default all)")
+    load = add("load", "sb.load_benchmark:benchmark_loading", "loading a checkpoint beside copying its tensors")
+    load.add_argument("path", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
+    train = add("train", "sb.train_benchmark:benchmark_training", "our training loop beside a plain diffusers one")
+    train.add_argument("--batch", type=int, default=8, help="images per step (default 8)")
+    train.add_argument("--steps", type=int, default=10, help="steps of a turn (default 10)")
+    train.add_argument("--tuned", action="store_true", help="the diffusers loop in channels last, with a quick EMA")
+    cached = add("cached", "sb.cache_benchmark:benchmark_cached", "training from cached latents and from pictures")
     cached.add_argument("--pictures", required=True, help="the shards that the latents were made of")
     cached.add_argument("--steps", type=int, default=20, help="steps of each kind in a pass (default 20)")
-    cached.add_argument("--passes", type=int, default=7, help="alternated passes, the median counts (default 7)")
     cached.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
-    cached.set_defaults(measure="cached")
-    overhead = parts.add_parser("overhead", help="where a training step's time goes, in a run file's own run")
-    overhead.add_argument("run_file", metavar="RUN.yaml", nargs="?", default="configs/quickstart.yaml",
-                          help="(default configs/quickstart.yaml)")
-    overhead.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
-    overhead.add_argument("--steps", type=int, default=500, help="optimizer steps, the median counts (default 500)")
-    overhead.set_defaults(measure="overhead")
-    load = parts.add_parser("load", help="loading a checkpoint beside copying its tensors; its peak memory")
-    load.add_argument("file", nargs="?", help="a Stable Diffusion .safetensors (default: makes one like SD1.5, 4.3 GB)")
-    load.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
-    load.set_defaults(measure="load")
+    overhead = add("overhead", "sb.overhead_benchmark:benchmark_overhead", "where a training step's time goes")
+    overhead.add_argument("--steps", type=int, default=500, help="optimizer steps measured (default 500)")
+    for part in (cached, overhead):
+        part.add_argument("run_file", metavar="RUN.yaml", help="a run file")
+        part.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
+    for part in (model, train):
+        part.add_argument("--size", choices=["sd1", "quickstart", "tiny"], default="quickstart", help="what is built")
+        part.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
+        part.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
+        part.add_argument("--compile", dest="compiled", action="store_true", help="torch.compile on both sides")
+    for part in (loader, model, load, train, cached):
+        part.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
     return whole
+
+
+def listed(text: str) -> list[str]:
+    """A comma list."""
+    return text.split(",")
 
 
 def rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures, some in rows of their own, to four digits."""
-    return {name: rounded(v) if isinstance(v, Mapping) else float(f"{v:.4g}") for name, v in figures.items()}
+    return {
+        name: rounded(value) if isinstance(value, Mapping) else float(f"{value:.4g}")
+        for name, value in figures.items()
+    }
 
 
 def main() -> int:
     """Measure, print the figures as JSON."""
-    flags = parser().parse_args()
+    flags = vars(parser().parse_args())
+    module, name = flags.pop("function").split(":")
+    del flags["part"]
     try:
-        from sb import benchmarks
-
-        figures = getattr(benchmarks, f"measure_{flags.measure}")(flags)
+        measure = getattr(importlib.import_module(module), name)
+        figures = measure(**flags, report=lambda line: print(line, file=sys.stderr, flush=True))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -7,11 +7,12 @@ EXAMPLE = """examples:
   python tools/convert_weights.py v1-5-pruned.ckpt models/sd15 --to sb
   python tools/convert_weights.py runs/quickstart exported --to diffusers
   python tools/convert_weights.py runs/quickstart exported.safetensors --to single-file
+  python tools/convert_weights.py runs/shapes/checkpoints/images-000100000.ckpt earlier --to sb
   python tools/convert_weights.py v2-1_768.safetensors models/sd21 --to diffusers --prediction v
 
-SRC: a run or model folder of ours, a diffusers folder, a Stable Diffusion 1 or 2 file (.safetensors, .ckpt), a VAE, or
-a folder with a tiny autoencoder's encoder and decoder. What no network needs is named, and what the target has no
-place for."""
+SRC: a run or model folder of ours, a run's checkpoint, a diffusers folder, a Stable Diffusion 1 or 2 file
+(.safetensors, .ckpt), a VAE, or a folder with a tiny autoencoder's encoder and decoder. What no network needs is named,
+and what the target has no place for."""
 
 
 def main() -> int:

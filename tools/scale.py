@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--image-size", type=int, nargs="+", default=[256, 512, 768], metavar="PX",
                        help="(default 256 512 768)")
     whole.add_argument("--batch", type=int, default=16, help="images of one GPU in a micro-batch, at most (default 16)")
+    whole.add_argument("--recompute", action="store_true", help="memory as with trainer.recompute=true")
     whole.add_argument("--global-batch", type=int, default=2048, help="images of a step, all GPUs (default 2048)")
     whole.add_argument("--strategy", default="ddp", help="for images/s and storage (default ddp)")
     whole.add_argument("--tflops", type=float, default=87.0,
@@ -49,7 +50,8 @@ def main() -> int:
         tables = {
             "Counted": scale.count_table(counts),
             "Memory": "\n\n".join(
-                scale.memory_table(counts, flags.gpus, size, flags.batch, averages) for size in flags.image_size
+                scale.memory_table(counts, flags.gpus, size, flags.batch, averages, flags.recompute)
+                for size in flags.image_size
             ),
             "Network": scale.network_table(counts, flags.gpus, cluster),
             f"Images/s, {flags.strategy}": scale.speed_table(counts, flags.gpus, cluster, **about),

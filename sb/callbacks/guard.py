@@ -45,6 +45,7 @@ class Guard(Callback):
             raise ValueError(f"guard: patience must be at least 1 step, not {patience}")
         self.patience, self.ledger = patience, ledger
         self._bad = 0
+        self._step = 0
         self._loss: Tensor | None = None
         self._keys: list[str] = []
 
@@ -77,29 +78,49 @@ class Guard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = total_norm(p.grad for p in parameters if p.grad is not None)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:  # DeepSpeed keeps them to itself
+            return
+        norm = total_norm(gradients)
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("grad/norm", norm)
         pl_module.gradient_norm = norm  # for clipping, which need not measure it again
-        if math.isfinite(float(norm)):  # the one moment of a step at which the host waits for the device
-            self._bad = 0
-            return
+        if not self._judge(trainer, pl_module, float(norm)):  # the one moment at which the host waits for the device
+            for parameter in parameters:
+                parameter.grad = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """DeepSpeed measures the norm, and drops steps that are not finite, by itself."""
+        measured = getattr(trainer.model, "get_global_grad_norm", None)
+        norm = measured() if measured is not None and trainer.global_step != self._step else None
+        self._step = trainer.global_step
+        if norm is not None:
+            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                pl_module.log("grad/norm", float(norm))
+            self._judge(trainer, pl_module, float(norm))
+
+    def _judge(self, trainer: L.Trainer, pl_module: L.LightningModule, norm: float) -> bool:
+        """Whether the step may be taken; NotFiniteError where too many in a row may not."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if math.isfinite(norm):
+            self._bad = 0
+            return True
         if scaler is not None and scaler.get_scale() > 1:
-            return
+            return True
         self._bad += 1
-        for parameter in parameters:
-            parameter.grad = None
         loss = "unknown" if self._loss is None else f"{float(self._loss):.4g}"
         line = (
             f"loss or gradient is not finite at step {trainer.global_step}, {getattr(pl_module, 'images_seen', '?')} "
-            f"images: loss {loss}, gradient norm {float(norm):.4g}; last batch: {_few(self._keys)}"
+            f"images: loss {loss}, gradient norm {norm:.4g}; last batch: {_few(self._keys)}"
         )
         if self._bad >= self.patience:
             raise NotFiniteError(
                 f"{line}; {self._bad} in a row: stopped. Lower the learning rate, or look at these samples"
             )
         rank_zero_warn(f"{line}; step skipped ({self._bad} of {self.patience})")
+        return False
 
 
 def _few(keys: list[str]) -> str:

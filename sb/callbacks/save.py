@@ -118,6 +118,9 @@ class Save(Checkpoint):
 
     def save_now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what is new since the last save, and the model folder; called on all ranks after an optimizer step."""
+        self.on_train_batch_end(trainer, pl_module, None, None, 0)  # where this step has not been counted yet
+        if trainer.validating:  # resume with training, not in the middle of a validation
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
         self._save(trainer, pl_module, [LAST] if self._saved != self._images else [])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -91,6 +91,7 @@ class ShardData(pl.LightningDataModule):
         self.total_images: int | None = None
         self._restored = 0
         self._samples: dict[str, Samples] = {}
+        self._loaders: dict[str, ShardLoader] = {}
 
     @property
     def task_names(self) -> list[str]:
@@ -103,6 +104,12 @@ class ShardData(pl.LightningDataModule):
             self._samples[split] = self._build(split)
         return self._samples[split]
 
+    def longest_read(self) -> tuple[str, str, float] | None:
+        """(who, shard, seconds) of the read that has been going on for longest, over all loaders of this rank."""
+        reads = [(split, loader.longest_read()) for split, loader in self._loaders.items()]
+        found = [(f"{read[0]} of data.{split}", *read[1:]) for split, read in reads if read is not None]
+        return max(found, key=lambda read: read[2], default=None)
+
     def setup(self, stage: str | None = None) -> None:
         """Find the shards and say what is missing before any step is taken."""
         if stage in (None, "fit"):
@@ -113,7 +120,7 @@ class ShardData(pl.LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Endless batches from ``images_seen`` on; its length is the number of batches of the whole run."""
         stream = TrainStream(self.samples("train"), self.batch_size, self._rank, self._world)
-        return self._loader(stream, self._train_batches, self.workers, self._images_seen)
+        return self._loader("train", stream, self._train_batches, self.workers, self._images_seen)
 
     def val_dataloader(self) -> ShardLoader | list[Any]:
         """The first ``val_images`` held-out samples, the same in every run and however many ranks share them.
@@ -126,7 +133,7 @@ class ShardData(pl.LightningDataModule):
         samples = self.samples("val")
         count = min(self.val_images, sum(order.num_samples for order in samples.orders))
         stream = FixedStream(samples, count, self.batch_size, self._rank, self._world)
-        return self._loader(stream, lambda: stream.num_batches, min(self.workers, stream.num_batches))
+        return self._loader("val", stream, lambda: stream.num_batches, min(self.workers, stream.num_batches))
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of the run rests on, and how many batches a resumed run has behind it."""
@@ -171,11 +178,14 @@ class ShardData(pl.LightningDataModule):
         return [shard.address for store in self.samples(split).stores for shard in store.shards]
 
     def _loader(
-        self, stream: TrainStream | FixedStream, length: Callable[[], int], workers: int,
+        self, split: str, stream: TrainStream | FixedStream, length: Callable[[], int], workers: int,
         start: Callable[[], int] | None = None,
     ) -> ShardLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ShardLoader(stream, length, workers=workers, pin_memory=on_gpu, prefetch=self.prefetch, start=start)
+        self._loaders[split] = ShardLoader(
+            stream, length, workers=workers, pin_memory=on_gpu, prefetch=self.prefetch, start=start
+        )
+        return self._loaders[split]
 
     def _train_batches(self) -> int:
         """Batches done plus batches still to come, so that it stays right when the number of ranks changes."""

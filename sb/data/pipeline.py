@@ -4,7 +4,10 @@ The table of contents of the loader: ``order`` says which stored sample stands a
 bytes, the task plans what they are used for, ``decode`` and ``crop`` make arrays, ``collate`` makes the batch.
 """
 
+import atexit
 import itertools
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +21,8 @@ from sb.data.crop import Crop, Frame, crop_image, crop_outline, draw_frame, enou
 from sb.data.decode import decode_image, decode_mask, read_record
 from sb.data.latents import look_up, same_latents
 from sb.data.ledger import Broken
-from sb.data.order import Draws, Mixture, SourceOrder, local_positions
+from sb.data.order import Draws, Mixture, Place, SourceOrder, local_positions
+from sb.data.reading import ReadingTable
 from sb.data.shards import RawSample, ShardStore
 from sb.data.tasks import Plan, Record, Task, pick
 from sb.data.variants import shown_in, variant_frame
@@ -83,6 +87,7 @@ class Samples:
         if self.latents is not None:
             self.latents.check_frames(look.frames())
         self.texts = [table for store in self.stores for table in store.texts]
+        self.reading = ReadingTable()
         self._ahead: dict[int, tuple[int, int]] = {}
 
     def sample(self, j: int) -> Sample:
@@ -101,7 +106,7 @@ class Samples:
                     rng = self.draws.at(j, attempt)
                     place = order.spare(position, rng.random(), anywhere=attempt > ATTEMPTS_NEAR)
                 variant = int(rng.random() * self.look.variants) if self.look.variants else None
-                raw = store.read(*place, variant)
+                raw = self._read(source, place, variant)
                 try:
                     sample = self._make(raw, task, rng)
                 except MALFORMED as error:
@@ -117,6 +122,14 @@ class Samples:
             f"{last.name} ({last.reason}{cause}); run tools/check_shards.py on "
             f"{store.shards[0].address.rpartition('/')[0]}"
         )
+
+    def _read(self, source: int, place: Place, variant: int | None) -> RawSample:
+        worker = _worker()[0]
+        self.reading.begin(worker, source, place.shard)
+        try:
+            return self.stores[source].read(*place, variant)
+        finally:
+            self.reading.end(worker)
 
     def plan(self, raw: RawSample, task: int, rng: np.random.Generator) -> tuple[dict[str, Any], Plan, Frame]:
         """What will be shown of a stored sample: its record, the task's plan and the frame."""
@@ -219,9 +232,12 @@ class ShardLoader:
         pin_memory: bool = False, prefetch: int = 4, start: Callable[[], int] | None = None,
     ) -> None:
         self.stream, self.start, self.length = stream, start, length
+        stream.samples.reading = ReadingTable(workers)
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin_memory}
         if workers:
-            self.options.update(prefetch_factor=prefetch, persistent_workers=isinstance(stream, FixedStream))
+            persistent = isinstance(stream, FixedStream)
+            self.options.update(prefetch_factor=prefetch, persistent_workers=persistent, worker_init_fn=_ignore_signals)
+            atexit.register(_kill_loaders)
         self._loader: DataLoader[Parcel | Failure] | None = None
 
     def __len__(self) -> int:
@@ -232,11 +248,20 @@ class ShardLoader:
             self.stream.start = self.start() if self.start else self.stream.start
             self._loader = None  # workers hold a copy of the stream, so a new start needs new ones
         if self._loader is None:
+            self.stream.samples.reading.clear()
             self._loader = DataLoader(self.stream, **self.options)
         for item in self._loader:
             if isinstance(item, Failure):
                 raise ValueError(item.message)
             yield item.batch()
+
+    def longest_read(self) -> tuple[str, str, float] | None:
+        """(who, shard, seconds) of the read that has been going on for longest."""
+        read = self.stream.samples.reading.longest()
+        if read is None:
+            return None
+        who = f"loader process {read.worker}" if self.options["num_workers"] else "the loader"
+        return who, self.stream.samples.stores[read.source].shards[read.shard].address, read.seconds
 
 
 def check_enough_shards(where: str, shards: int, world: int, workers: int) -> None:
@@ -247,6 +272,19 @@ def check_enough_shards(where: str, shards: int, world: int, workers: int) -> No
             f"{where}: {shards} shards are fewer than {world} ranks x {max(workers, 1)} workers = {readers}; "
             f"build at least {readers} smaller shards or lower data.workers"
         )
+
+
+def _ignore_signals(worker: int) -> None:
+    """A cluster signals every process of a job: the loader goes on, so that the trainer can save and then end it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_loaders() -> None:
+    """What multiprocessing would end with SIGTERM, and wait for."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _worker() -> tuple[int, int]:

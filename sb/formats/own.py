@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sb import checkpoints
 from sb import config as run_files
 from sb.formats import names
 from sb.formats.part import Part
-from sb.models.weights import read_state, write_state
+from sb.models.weights import digest, read_state, write_state
 
 MODEL_SCHEMA_VERSION = 1
 
@@ -52,6 +53,31 @@ def read_folder(folder: Path, raw: bool) -> tuple[dict[str, Any], dict[str, Part
     other = "unet" if raw else "unet.raw"  # the weights that were not asked for
     extras = [f"{other}.safetensors"] if (folder / f"{other}.safetensors").is_file() else []
     return config, parts, extras, meta
+
+
+def read_checkpoint(
+    path: Path, folder: Path, raw: bool
+) -> tuple[dict[str, Any], dict[str, Part], list[str], dict[str, Any]]:
+    """Like ``read_folder``, of a training checkpoint, whichever strategy wrote it; what was frozen comes from the run's
+    model folder. Raises ValueError where that is another run's, or the checkpoint lacks what its adapters adapt."""
+    config, parts, _, meta = read_folder(folder, raw)
+    checkpoint = checkpoints.read(path)
+    if "adapter" in meta:
+        raise ValueError(f"{path} holds adapters, not what they adapt: give the run folder, where they are merged")
+    others = [name for name, found in checkpoint["frozen"].items() if digest(parts[name].tensors) != found]
+    if others:
+        raise ValueError(f"{path} was trained with another {' and '.join(others)} than {folder} holds")
+    state = dict(checkpoint["state_dict"])
+    averaging = [spec for spec in (config.get("callbacks") or {}).values() if spec and spec["name"] == "ema"]
+    if averaging and not raw:
+        state.update(checkpoint["callbacks"]["ema"]["averages"][averaging[0]["primary"]])
+    for name, prefix in {"unet": "denoiser.", "text": "text_tower.", "vae": "vae."}.items():
+        found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if found:
+            parts[name] = Part(found, names.plain(), str(path))
+    if "latents" in checkpoint:
+        config["vae"].update(zip(("scale", "shift"), checkpoint["latents"], strict=True))
+    return config, parts, [], {**meta, "images_seen": checkpoint["images_seen"]}
 
 
 def write_folder(

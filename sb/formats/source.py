@@ -107,6 +107,9 @@ def _recognised(path: Path, weights: str, prediction: str | None) -> Source:
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}")
     if path.is_file():
+        folder = own.find_folder(path.parent.parent) if path.suffix == ".ckpt" else None
+        if folder is not None:
+            return Source(path, "training checkpoint", *own.read_checkpoint(path, folder, weights == "raw"))
         return _single_file(path, weights, prediction)
     if (path / "model_index.json").is_file():
         return _diffusers(path)

@@ -70,7 +70,9 @@ def read_header(path: str | Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str, without: Iterable[str] = ()) -> None:
+def check_state(
+    module: nn.Module, state: Mapping[str, Tensor], where: str, without: Iterable[str] = (), shown: int = 20
+) -> None:
     """Raise ValueError where ``state`` does not fit: how many tensors are missing, unexpected or of another shape.
 
     without: names of the module's that the state is not to hold. Sharded tensors count with their whole shape.
@@ -83,7 +85,7 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], where: str, with
             f"{name} is {tuple(state[name].shape)}, not {own[name]}"
             for name in sorted(set(own) & set(state)) if own[name] != tuple(state[name].shape)
         ],
-    })
+    }, shown)
 
 
 def raise_misfit(where: str, faults: Mapping[str, list[str]], shown: int = 20) -> None:

@@ -153,6 +153,7 @@ def test_trainer_validate_runs_on_the_saved_average(tmp_path, tiny):
     ({"a": {"half_life": 5}}, "a", "did you mean 'half_life_images'"),
     ({"a": {}}, "a", "needs half_life_images > 0, not None"),
     ({"a": {"half_life_images": 5, "warmup_share": 0}}, "a", "warmup_share must be > 0"),
+    ({"a": {"half_life_images": 5, "start_images": -1}}, "a", "start_images must be >= 0"),
 ])
 def test_bad_settings(averages, primary, match):
     with pytest.raises(ValueError, match=match):
@@ -189,3 +190,49 @@ torch.save({{"ema": ema.values("slow"), "raw": system.state_dict(), "keys": syst
     assert equal(last["callbacks"]["ema"]["averages"]["slow"], one["ema"])
     assert last["images_seen"] == 64 and last["callbacks"]["speed"]["skipped"] == {"bad_image": 16}
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_where_and_how_often_is_checked():
+    for wrong in ({"every_images": -1}, {"device": "gpu"}):
+        with pytest.raises(ValueError, match="ema: needs every_images >= 0 and device cpu or null"):
+            EMA({"a": {"half_life_images": 5}}, "a", **wrong)
+
+
+def test_several_averages_start_when_they_are_told(tmp_path, tiny):
+    """Until its start an average is the weights; the other one has its own half life."""
+    ema = EMA(
+        {"late": {"half_life_images": 8, "warmup_share": None, "start_images": 3 * tiny.BATCH},
+         "slow": {"half_life_images": 20, "warmup_share": None}}, "late",
+    )
+    system = tiny.System(lr=0.0)
+    start = weights(system)["layer.weight"]
+    seen = {}
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:  # before the start: back to the old weights, which the late average follows
+                seen["late"] = ema.values("late")["layer.weight"].clone()
+                with torch.no_grad():
+                    pl_module.layer.weight.copy_(start)
+
+    tiny.trainer(tmp_path, [Jump(), ema, Watch()], 4).fit(system, tiny.Data())
+    assert torch.equal(seen["late"], torch.ones(2, 3))
+    torch.testing.assert_close(ema.values("late")["layer.weight"], (start + 1) / 2)  # two steps, one half life
+    kept = [0.5 ** (tiny.BATCH / 20)] * 4
+    want = start
+    for step, decay in enumerate(kept):
+        want = want * decay + (torch.ones(2, 3) if step < 2 else start) * (1 - decay)
+    torch.testing.assert_close(ema.values("slow")["layer.weight"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_rare_updates_keep_the_half_life_and_resume(tmp_path, tiny):
+    """Every three steps once, on the CPU: half of the old value is left after one half life all the same."""
+    ema = EMA(
+        {"slow": {"half_life_images": 6 * tiny.BATCH, "warmup_share": None}}, "slow", every_images=3 * tiny.BATCH,
+        device="cpu",
+    )
+    system = tiny.System(lr=0.0)
+    start = weights(system)["layer.weight"]
+    tiny.trainer(tmp_path, [ema, Jump()], 8).fit(system, tiny.Data())  # updates after steps 3 and 6
+    torch.testing.assert_close(ema.values("slow")["layer.weight"], (start + 1) / 2, rtol=1e-5, atol=1e-6)
+    assert ema.state_dict()["images"] == 6 * tiny.BATCH

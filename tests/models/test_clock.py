@@ -20,6 +20,22 @@ def test_noise_follows_from_the_numbers_on_every_machine() -> None:
     assert abs(float((draws[0] * draws[1]).mean())) < 0.1
 
 
+def test_what_a_network_draws_from_torchs_own_generator_follows_from_seed_images_and_rank() -> None:
+    def drawn(seed: int, images: int) -> torch.Tensor:
+        clock = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=seed)
+        clock._trainer = SimpleNamespace(global_rank=0)  # type: ignore[assignment]
+        clock.images_seen = images
+        clock.on_train_batch_start(None, 0)  # type: ignore[arg-type]
+        return torch.nn.functional.dropout(torch.ones(1000))
+
+    first = drawn(3, 64)
+    torch.manual_seed(99)
+    assert torch.equal(drawn(3, 64), first)
+    assert not torch.equal(drawn(3, 68), first) and not torch.equal(drawn(4, 64), first)
+    noise = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=3).generator(3, 64, 0)
+    assert noise.initial_seed() != torch.default_generator.initial_seed()
+
+
 def test_the_rate_of_a_step_follows_from_images_and_the_run_file() -> None:
     clock = ImagesClock(AdamW(lr=0.1, decay="linear", weight_decay=0.3), total_images=80, batch_size=4, seed=0)
     clock._trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=2)  # type: ignore[assignment]
