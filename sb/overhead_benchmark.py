@@ -121,7 +121,7 @@ def benchmark_overhead(
             if spec and spec["name"] == "save":
                 spec.update(every_images=FAR, keep_images=None, monitor=None)
         ranks_images = int(cfg["data"]["batch_size"]) * int(cfg["trainer"].get("accumulate", 1))
-        images = (steps + WARM_STEPS) * ranks_images
+        images = (steps + WARM_STEPS + 1) * ranks_images  # the last step is never closed
         cfg["trainer"].update(images=images, val_every_images=images, devices=1, num_nodes=1)
         run = assemble(cfg)
         device = run.trainer.strategy.root_device

@@ -76,11 +76,16 @@ class ImagesClock(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as Lightning does, by the norm that is known already; gradients below it are not touched."""
+        """Clip as Lightning does, by the norm that is known already, inside a fused step where there is one."""
         norm, self.gradient_norm = self.gradient_norm, None
         if norm is None or gradient_clip_val is None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif norm > gradient_clip_val:
+            return
+        clips = bool(norm > gradient_clip_val)
+        if isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults.get("fused") and not self.device_mesh:
+            # what a GradScaler would set: the step divides each gradient by it as it reads it
+            optimizer.grad_scale = (norm + 1e-6) / gradient_clip_val if clips else None  # type: ignore[attr-defined]
+        elif clips:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
 

@@ -52,26 +52,33 @@ def test_the_rate_of_a_step_follows_from_images_and_the_run_file() -> None:
     assert clock.images_seen == 16 and clock.clock().dtype == torch.float64
 
 
-@pytest.mark.parametrize("clip", [0.5, 100.0])
-def test_clipping_by_a_known_norm_is_lightnings_own(clip, monkeypatch) -> None:
-    clock = ImagesClock(AdamW(), total_images=1, batch_size=1, seed=0)
-    clock.layer = torch.nn.Linear(3, 2)
-    optimizer = clock.configure_optimizers()
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_by_a_known_norm_is_lightnings_own(fused, monkeypatch) -> None:
+    def made():
+        torch.manual_seed(0)
+        clock = ImagesClock(AdamW(lr=0.1, fused=fused), total_images=1, batch_size=1, seed=0)
+        clock.layer = torch.nn.Linear(3, 2)
+        return clock, clock.configure_optimizers()
+
+    (clock, optimizer), (other, plain) = made(), made()
     asked = []
     monkeypatch.setattr(clock, "clip_gradients", lambda *given: asked.append(given))
-    clock.configure_gradient_clipping(optimizer, clip, "norm")  # nobody measured: Lightning does
-    assert asked == [(optimizer, clip, "norm")]
-    grads = [torch.randn_like(p) for p in clock.parameters()]
-    for parameter, grad in zip(clock.parameters(), grads, strict=True):
-        parameter.grad = grad.clone()
-    clock.gradient_norm = torch.nn.utils.get_total_norm(grads)
-    clock.configure_gradient_clipping(optimizer, clip, "norm")
-    got = [p.grad for p in clock.parameters()]
-    for parameter, grad in zip(clock.parameters(), grads, strict=True):
-        parameter.grad = grad.clone()
-    torch.nn.utils.clip_grad_norm_(clock.parameters(), clip)
-    assert all(torch.equal(a, p.grad) for a, p in zip(got, clock.parameters(), strict=True))
-    assert clock.gradient_norm is None and len(asked) == 1  # a norm is used once
+    clock.configure_gradient_clipping(optimizer, 0.5, "norm")  # nobody measured: Lightning does
+    assert asked == [(optimizer, 0.5, "norm")]
+    for clip in (0.5, 1e3, 1e-3, None):  # what one step set is gone in the next
+        grads = [torch.randn_like(p) for p in clock.parameters()]
+        for module in (clock, other):
+            for parameter, grad in zip(module.parameters(), grads, strict=True):
+                parameter.grad = grad.clone()
+        clock.gradient_norm = torch.nn.utils.get_total_norm(grads)
+        clock.configure_gradient_clipping(optimizer, clip, "norm")
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(other.parameters(), clip)
+            optimizer.step(), plain.step()
+            for one, two in zip(clock.parameters(), other.parameters(), strict=True):
+                assert torch.allclose(one, two, rtol=1e-6, atol=1e-7) and torch.allclose(one.grad, two.grad, rtol=1e-6)
+        assert clock.gradient_norm is None  # a norm is used once
+    assert len(asked) == 2  # without a limit it is Lightning's business too
 
 
 def test_a_step_is_logged_where_lightning_writes(monkeypatch) -> None:
