@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SLURM = ROOT / "tools" / "slurm"
 STUBS = {
     # skips its own options and runs the rest
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "srun": 'while [[ $1 == --* ]]; do echo "$1" >> "$LOG/options"; shift; done; exec "$@"',
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >> "$LOG/requeued"; else echo node-1; fi',
     "pkill": 'echo "$@" > "$LOG/told"',
     "python": """echo "$@" > "$LOG/command"
@@ -34,7 +34,7 @@ def job(tmp_path):
 
     def start(file: str, does: str, code: int) -> subprocess.Popen:
         slurm = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "77",
-                 "SLURM_JOB_NODELIST": "node-[1-2]"}
+                 "SLURM_JOB_NODELIST": "node-[1-2]", "SLURM_CPUS_PER_TASK": "6"}
         return subprocess.Popen(
             ["bash", str(SLURM / file), "configs/coco.yaml", str(tmp_path / "run"), "trainer.accumulate=2"],
             env={**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LOG": str(tmp_path),
@@ -59,6 +59,7 @@ def test_a_job_is_queued_again_when_it_asks(file, does, code, requeued, job, tmp
     assert (tmp_path / "requeued").exists() is requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "77\n"
+    assert "--cpus-per-task=6" in (tmp_path / "options").read_text().split()
     command = (tmp_path / "command").read_text()
     for word in ("tools/train.py configs/coco.yaml", "resume=auto", "trainer.num_nodes=2", "trainer.devices=8",
                  f"run_dir={tmp_path}/run", "trainer.accumulate=2"):

@@ -72,7 +72,7 @@ def add_lora(
     """Put adapters into a denoiser, in place; they, and the modules ``also``, are all of it that is trained.
 
     alpha: the adapters' strength times rank; null is rank. dropout: of the adapters' input in training; it draws from
-    the global generator, so that with one a resumed run is not the uninterrupted one bit for bit. targets: linear or
+    the global generator, which is seeded anew for every step. targets: linear or
     convolutional layers, by the end of their names. also: modules by their whole names, say those with channels that
     the checkpoint lacks. Raises ValueError for a name that fits no module, and where peft is not installed.
     """
