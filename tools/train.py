@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _fail(why: object) -> int:
-    """Say why; one rank among several ends here, since torch.distributed's farewell may wait for ranks that are gone."""
+    """Say why; one rank among several ends here: the farewell of torch.distributed may wait for ranks that are gone."""
     from torch import distributed
 
     print(f"error: {why}", file=sys.stderr)
