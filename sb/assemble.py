@@ -79,10 +79,10 @@ def assemble(config: Any) -> Run:
     data = build_data(cfg, ladder)
     placement = call("trainer", launch.Placement, cfg["trainer"], batch_size=data.batch_size)
     data.total_images = placement.total_images
+    placement.check_optimizer(optimizer := build("optimizer", cfg["optimizer"]))
     clock = {
-        "optimizer": build("optimizer", cfg["optimizer"]), "total_images": placement.total_images,
-        "batch_size": data.batch_size, "seed": cfg["seed"],
-        "objective": build("objective", cfg["objective"]),
+        "optimizer": optimizer, "total_images": placement.total_images, "batch_size": data.batch_size,
+        "seed": cfg["seed"], "objective": build("objective", cfg["objective"]),
     }
     runtime: dict[str, Any] = {
         "run_dir": run_dir, "ladder": ladder, "ledger": data.ledger, "longest_read": data.longest_read,

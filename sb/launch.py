@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -58,8 +59,9 @@ class Placement:
 
     val_every_images is rounded so that validations are evenly spaced and the last step ends on one, images up by less
     than a step for each of them. channels_last: the memory layout of
-    convolutions, faster in bf16 on CPUs and GPUs alike. Raises ValueError for a precision that is none of
-    ``PRECISIONS`` (noise and losses are fp32) or that the device cannot train in.
+    convolutions, faster in bf16 on CPUs and GPUs alike; under fsdp and deepspeed of the VAE's alone. Raises ValueError
+    for a precision that is none of ``PRECISIONS`` (noise and losses are fp32) or that the device cannot train in, and
+    for GPUs that are not there.
     """
 
     batch_size: int
@@ -84,11 +86,16 @@ class Placement:
         if str(self.precision) not in PRECISIONS:
             raise ValueError(f"trainer: precision {self.precision} is none of {', '.join(PRECISIONS)}")
         on_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        if self.accelerator in ("gpu", "cuda") and not (on_gpu or self.accelerator == "gpu" and _on_mac()):
+            raise ValueError(f"trainer: no GPU here for accelerator {self.accelerator}; set trainer.accelerator=cpu")
         if str(self.precision).startswith("16") and not on_gpu:
             raise ValueError(f"trainer: precision {self.precision} is unusably slow without a GPU; use bf16-mixed")
         devices = self.devices
         if devices in ("auto", -1):
             devices = torch.cuda.device_count() if on_gpu else 1
+        there = torch.cuda.device_count()
+        if on_gpu and int(devices) > there and not TorchElasticEnvironment.detect():
+            raise ValueError(f"trainer: {devices} devices asked for, {there} here; set trainer.devices={there}")
         self.ranks = int(devices) * self.num_nodes
         self.images_per_step = self.batch_size * self.ranks * self.accumulate
         spec = {"name": self.strategy} if isinstance(self.strategy, str) else self.strategy
@@ -102,6 +109,11 @@ class Placement:
     def in_parts(self) -> bool:
         """Whether the strategy flattens weights or shares out their rows, for which they must lie in order."""
         return isinstance(self._strategy, WholeFile)
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Raise ValueError for an optimizer whose state the strategy cannot hold in parts."""
+        if self.in_parts and not getattr(optimizer, "in_parts", True):
+            raise ValueError("trainer: optimizer 'adamw8bit' works on one device and with ddp; use adamw")
 
     @property
     def total_images(self) -> int:
@@ -131,6 +143,7 @@ class Placement:
             devices=self.devices,
             num_nodes=self.num_nodes,
             strategy=self._strategy,
+            plugins=_slurm(),
             precision="32-true" if casts_itself else self.precision,  # type: ignore[arg-type]
             max_steps=sys.maxsize,  # EndOfImages ends the run
             val_check_interval=self.steps_per_val * self.accumulate,
@@ -147,6 +160,16 @@ class Placement:
             use_distributed_sampler=False,
             default_root_dir=run_dir,
         )
+
+
+def _on_mac() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _slurm() -> list[Any]:
+    """SLURM's ranks without Lightning's requeueing; torchrun's go first, as in Lightning itself."""
+    under_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if under_srun else []
 
 
 def is_first_process() -> bool:

@@ -1,10 +1,13 @@
 """Placement: every interval in images, rounded so that a run ends on a validation."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from sb.launch import EndOfImages, Placement
+from sb.models.optim import AdamW, AdamW8bit
 
 
 @pytest.mark.parametrize("images, val_every, devices, accumulate", [
@@ -26,6 +29,48 @@ def test_a_run_ends_on_a_validation_and_sees_what_was_asked(images, val_every, d
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(ValueError, match="precision 16-mixed is unusably slow"):
         Placement(8, 100, 100, accelerator="cpu", precision="16-mixed")
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_refused(accelerator, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"no GPU here for accelerator {accelerator}; set trainer.accelerator=cpu"):
+        Placement(8, 100, 100, accelerator=accelerator)
+
+
+def test_more_gpus_than_there_are_is_refused_but_under_torchrun(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ValueError, match="3 devices asked for, 2 here; set trainer.devices=2"):
+        Placement(8, 100, 100, accelerator="gpu", devices=3)
+    for name in ("TORCHELASTIC_RUN_ID", "GROUP_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE"):  # it may show one GPU alone
+        monkeypatch.setenv(name, "1")
+    assert Placement(8, 100, 100, accelerator="gpu", devices=3).ranks == 3
+
+
+@pytest.mark.parametrize("strategy, refused", [("auto", False), ("ddp", False), ("fsdp", True)])
+def test_eight_bits_are_refused_where_state_is_in_parts(strategy, refused):
+    placed = Placement(8, 100, 100, accelerator="cpu", strategy=strategy)
+    placed.check_optimizer(AdamW())
+    with pytest.raises(ValueError, match="one device and with ddp") if refused else nullcontext():
+        placed.check_optimizer(SimpleNamespace(in_parts=AdamW8bit.in_parts))
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_slurm_does_not_queue_again_behind_our_back(torchrun, monkeypatch, tmp_path):
+    for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "sb"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    if torchrun:
+        ones, zeros = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("RANK", "LOCAL_RANK", "GROUP_RANK")
+        for name in (*ones, *zeros):
+            monkeypatch.setenv(name, "1" if name in ones else "0")
+    trainer = Placement(8, 100, 100, accelerator="cpu", progress_bar=False).trainer(tmp_path, [])
+    environment = trainer._accelerator_connector.cluster_environment
+    if torchrun:
+        assert isinstance(environment, TorchElasticEnvironment)
+    else:
+        assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
 
 
 def test_intervals_must_be_positive():

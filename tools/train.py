@@ -31,17 +31,29 @@ def main() -> int:
             print(f"done: {run.run_dir}/model, after {run.system.images_seen:,} images; "
                   f"curves: tensorboard --logdir {run.run_dir}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     except RuntimeError as error:
         from sb.faults import explain
 
         line = explain(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _fail(line)
     return 0
+
+
+def _fail(why: object) -> int:
+    """Say why; one rank among several ends here: the farewell of torch.distributed may wait for ranks that are gone."""
+    from torch import distributed
+
+    print(f"error: {why}", file=sys.stderr)
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        from sb.callbacks.preempt import end_at_once
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end_at_once(2)
+    return 2
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Preempted(SystemExit):
 @register("callback", "preempt")
 class Preempt(Checkpoint):
     """On SIGTERM or SIGUSR1: ``last.ckpt`` at the next optimizer step of all ranks, the file ``run_dir/REQUEUE``, exit
-    code 85. A second signal, two seconds or more after the first, ends the process at once.
+    code 85. A second signal, two seconds or more after the first, ends the process at once, and so does the first while
+    the run still starts, with ``REQUEUE`` and 85: there is nothing new to save.
 
     Any rank may be told; a number is agreed on in the background between one optimizer step (or validation batch) and
     the next, over gloo, so that no GPU waits for it. Nothing happens in a run without ``save``. Being one of
@@ -49,26 +50,39 @@ class Preempt(Checkpoint):
         self._group: Any = None
         self._asked: tuple[Any, Tensor] | None = None
         self._ears: tuple[int, int] | None = None  # the wake-up descriptors: the one before ours, and ours
+        self._before: dict[signal.Signals, Any] = {}  # the handlers before ours
+        self._starting = True
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen from here on: Lightning has put its own handlers up by now, and takes ours down with them."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen from here on."""
+        if stage != "fit":
+            return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._save = next((callback for callback in callbacks if isinstance(callback, Save)), None)
-        self._step = trainer.global_step
         if self._save is None or threading.current_thread() is not threading.main_thread():
             return
         if trainer.is_global_zero:
             self.requeue.unlink(missing_ok=True)
+        trainer.strategy.barrier("requeue")  # who listens may write it
+        self._starting, self._told = True, 0
+        ear, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        self._ears = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False), mouth
+        self._before = {number: signal.signal(number, _woken) for number in SIGNALS}
+        threading.Thread(target=self._listen, args=(ear, trainer), name="signals", daemon=True).start()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take Lightning's handlers, which are up by now, down again, and save before leaving from here on."""
+        self._step = trainer.global_step
+        if self._ears is None:
+            return
         if trainer.world_size > 1:
             self._group = distributed.new_group(backend="gloo")
         # Lightning asks all ranks before every step whether rank 0 has had a SIGTERM, and waits for the GPU to answer
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-        ear, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        self._ears = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False), mouth
         for number in SIGNALS:
             signal.signal(number, _woken)
-        threading.Thread(target=self._listen, args=(ear,), name="signals", daemon=True).start()
+        self._starting = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,11 +103,11 @@ class Preempt(Checkpoint):
         """What is asked now comes too late: the run is complete."""
         if self._asked is not None:
             self._asked[0].wait()
-        self._close()
+        self._close(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Listen no longer."""
-        self._close()
+        self._close(trainer)
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._stepped and self._ears is not None and self._agreed():
@@ -125,7 +139,15 @@ class Preempt(Checkpoint):
             print(f"stopped by a signal after {images:,} images, saved; resume=auto continues", file=sys.stderr)
         raise Preempted(0 if launched_by_lightning(trainer) else EXIT_CODE)
 
-    def _listen(self, ear: int) -> None:
+    def _leave_early(self, trainer: L.Trainer, number: int) -> NoReturn:
+        write_whole(self.requeue, b"0\n")
+        os.write(2, b"stopped by a signal before training began; resume=auto starts it again\n")
+        if not launched_by_lightning(trainer):
+            end_at_once(EXIT_CODE)
+        os.kill(os.getppid(), number)
+        end_at_once(0)
+
+    def _listen(self, ear: int, trainer: L.Trainer) -> None:
         """In a thread: the main one may be deep in a collective that never ends when the second signal comes."""
         first = 0.0
         while True:
@@ -135,15 +157,19 @@ class Preempt(Checkpoint):
                     return
                 if number not in SIGNALS:
                     continue
+                if self._starting:
+                    self._leave_early(trainer, number)
                 if not self._told:
                     self._told, first = number, time.monotonic()
                 elif time.monotonic() - first >= TOGETHER_S:
                     end_at_once(EXIT_CODE if self._saved else 128 + number)
 
-    def _close(self) -> None:
+    def _close(self, trainer: L.Trainer) -> None:
         if self._ears is not None:
             before, mouth = self._ears
             self._ears = None
+            # what Lightning's teardown puts back: it came after ours
+            trainer._signal_connector._original_handlers.update(self._before)
             signal.set_wakeup_fd(before)
             os.write(mouth, b"\0")
             os.close(mouth)

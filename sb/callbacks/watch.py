@@ -13,6 +13,7 @@ from sb.callbacks.preempt import end_at_once, launched_by_lightning
 from sb.registry import register
 
 POLL_S = 1.0
+END_S = 30.0  # for the teardown of a rank that failed, which may wait for ranks that are gone
 Reads = Callable[[], tuple[str, str, float] | None]
 
 
@@ -20,7 +21,8 @@ Reads = Callable[[], tuple[str, str, float] | None]
 class Watch(Callback):
     """Ends the process, with one line on stderr and exit code 1, where a loader process has been reading one shard for
     more than ``stall_s`` seconds, where no training step, validation batch or checkpoint has begun or ended for
-    ``hang_s`` seconds, and where the rank that launched this one is gone.
+    ``hang_s`` seconds, where the rank that launched this one is gone, and where a rank among several has failed and not
+    ended within 30 seconds.
 
     longest_read, given at runtime: (who, shard, seconds) of the read that has been going on for longest, or None. A
     thread looks once a second; a step costs a few assignments.
@@ -47,6 +49,11 @@ class Watch(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._over.set()
+        if trainer.world_size > 1:
+            code = exception.code if isinstance(exception, SystemExit) and isinstance(exception.code, int) else 1
+            deadline = threading.Timer(END_S, _end, (trainer.global_rank, code))
+            deadline.daemon = True
+            deadline.start()
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._now("in a training step")
@@ -101,3 +108,8 @@ class Watch(Callback):
                 f"{int(pl_module.images_seen):,} images: another rank may be dead"  # type: ignore[arg-type]
             )
         return None
+
+
+def _end(rank: int, code: int) -> None:
+    os.write(2, f"error: rank {rank}: not ended {END_S:g} s after it stopped: another rank may be dead\n".encode())
+    end_at_once(code)

@@ -36,8 +36,11 @@ class AdamW:
     """Factory of AdamW (arXiv 1711.05101) and its schedule: ``factory(params, total_images)``.
 
     decay: ``none``, ``linear`` or ``cosine`` after the warm-up. fused: one kernel for all parameters; null uses it
-    where they lie on a CPU or a CUDA device. Raises ValueError for another decay.
+    where they lie on a CPU or a CUDA device. in_parts: its state lies along the weights, so that a strategy can hold
+    both in parts. Raises ValueError for another decay.
     """
+
+    in_parts = True
 
     def __init__(
         self,
@@ -74,8 +77,11 @@ class AdamW:
 class AdamW8bit(AdamW):
     """As ``adamw``, with its two moments in 8 bits, in blocks of 256 (arXiv 2110.02861): 2 bytes a parameter for 8.
 
-    Raises ValueError where bitsandbytes is missing, and for parameters in FSDP's pieces, which it cannot update.
+    For one device and ddp. Raises ValueError where bitsandbytes is missing, and for parameters in FSDP's pieces, which
+    it cannot update.
     """
+
+    in_parts = False
 
     def __init__(
         self,
@@ -98,6 +104,6 @@ class AdamW8bit(AdamW):
 
         trained = [p for p in params if p.requires_grad]
         if any(hasattr(p, "full_tensor") for p in trained):
-            raise ValueError("optimizer 'adamw8bit' cannot update FSDP's pieces: use adamw, ddp or a zero strategy")
+            raise ValueError("optimizer 'adamw8bit' cannot update FSDP's pieces: it works on one device and with ddp")
         optimizer = EightBit(trained, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
         return optimizer, ImageSchedule(total_images, self.warmup_images, self.decay)

@@ -89,25 +89,45 @@ def test_too_late_is_no_matter(tiny, tmp_path):
     assert at_end and not (tmp_path / "REQUEUE").exists()
 
 
-def test_a_second_signal_ends_it_at_once_whatever_it_does(tmp_path):
-    """The main thread is in a call that does not come back; two signals at the same time are one."""
-    script = textwrap.dedent("""
-        import sys, time
-        from types import SimpleNamespace
-        from sb.callbacks.preempt import Preempt
-        from sb.callbacks.save import Save
-        preempt = Preempt(sys.argv[1])
-        loop = SimpleNamespace(epoch_loop=SimpleNamespace())
-        preempt.on_train_start(SimpleNamespace(
-            callbacks=[Save(sys.argv[1], 1)], global_step=0, is_global_zero=True, world_size=1, fit_loop=loop), None)
-        print("ready", flush=True)
-        time.sleep(60)
-    """)
+SCRIPT = """
+    import sys, time
+    from types import SimpleNamespace
+    from sb.callbacks.preempt import Preempt
+    from sb.callbacks.save import Save
+    preempt = Preempt(sys.argv[1])
+    trainer = SimpleNamespace(
+        callbacks=[Save(sys.argv[1], 1)], global_step=0, is_global_zero=True, world_size=1, local_rank=0,
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()), strategy=SimpleNamespace(barrier=lambda name: None),
+        _accelerator_connector=SimpleNamespace(cluster_environment=None))
+    preempt.setup(trainer, None, "fit")
+    if sys.argv[2] == "training":
+        preempt.on_train_start(trainer, None)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def process_that_hangs(folder, when):
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), when], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_it_starts_asks_for_another_start(tmp_path, number):
+    (tmp_path / "REQUEUE").write_text("of an earlier time")
+    process = process_that_hangs(tmp_path, "starting")
+    assert not (tmp_path / "REQUEUE").exists()
+    process.send_signal(number)
+    assert process.wait(5) == 85 and (tmp_path / "REQUEUE").read_text() == "0\n"
+
+
+def test_a_second_signal_ends_it_at_once_whatever_it_does(tmp_path):
+    """The main thread is in a call that does not come back; two signals at the same time are one."""
+    process = process_that_hangs(tmp_path, "training")
     for _ in range(2):
         process.send_signal(signal.SIGUSR1)
         time.sleep(0.2)

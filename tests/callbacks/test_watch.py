@@ -80,6 +80,16 @@ def test_only_a_rank_that_lightning_launched_ends_with_its_parent(ended, monkeyp
     assert (ended == ["error: rank 1: rank 0, which launched it, is gone\n", 1]) is ends
 
 
+@pytest.mark.parametrize("world, error, code", [(2, RuntimeError(), 1), (2, SystemExit(85), 85), (1, OSError(), None)])
+def test_a_failed_rank_among_several_has_a_deadline(ended, monkeypatch, world, error, code):
+    monkeypatch.setattr(module, "END_S", 0.1)
+    Watch().on_exception(SimpleNamespace(world_size=world, global_rank=1), SYSTEM, error)
+    assert ended == []
+    time.sleep(0.4)
+    line = "error: rank 1: not ended 0.1 s after it stopped: another rank may be dead\n"
+    assert ended == ([] if code is None else [line, code])
+
+
 def test_limits_must_be_positive():
     with pytest.raises(ValueError, match="must be above 0, not 300.0 and 0"):
         Watch(hang_s=0)
