@@ -169,7 +169,7 @@ class Preempt(Checkpoint):
             before, mouth = self._ears
             self._ears = None
             # what Lightning's teardown puts back: it came after ours
-            trainer._signal_connector._original_handlers.update(self._before)
+            trainer._signal_connector._original_handlers.update(self._before)  # type: ignore[arg-type]
             signal.set_wakeup_fd(before)
             os.write(mouth, b"\0")
             os.close(mouth)
