@@ -78,7 +78,7 @@ class ImagesClock(L.LightningModule):
     ) -> None:
         """Clip as Lightning does, by the norm that is known already, inside a fused step where there is one."""
         norm, self.gradient_norm = self.gradient_norm, None
-        if norm is None or gradient_clip_val is None:
+        if norm is None or gradient_clip_val is None or not isinstance(optimizer, Optimizer):  # DeepSpeed's own clips
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         clips = bool(norm > gradient_clip_val)

@@ -79,6 +79,9 @@ def test_clipping_by_a_known_norm_is_lightnings_own(fused, monkeypatch) -> None:
                 assert torch.allclose(one, two, rtol=1e-6, atol=1e-7) and torch.allclose(one.grad, two.grad, rtol=1e-6)
         assert clock.gradient_norm is None  # a norm is used once
     assert len(asked) == 2  # without a limit it is Lightning's business too
+    clock.gradient_norm = torch.ones(())
+    clock.configure_gradient_clipping(SimpleNamespace(param_groups=[]), 0.5, "norm")  # DeepSpeed's, which clips itself
+    assert len(asked) == 3 and clock.gradient_norm is None
 
 
 def test_a_step_is_logged_where_lightning_writes(monkeypatch) -> None:
