@@ -137,7 +137,7 @@ def test_the_model_folder_is_an_ordinary_model(adapt, tmp_path):
     raw = answers(run.system.denoiser)
     painter = load_inpainter(folder / "model" / "unet.raw.safetensors")
     assert (answers(painter.denoiser) - raw).abs().max() < 1e-5 * raw.std()
-    averages = run.trainer.callbacks[0].values("main")
+    averages = next(callback for callback in run.trainer.callbacks if callback.state_key == "ema").values("main")
     run.system.load_state_dict(averages, strict=False)
     averaged = answers(run.system.denoiser)
     assert (answers(load_inpainter(folder).denoiser) - averaged).abs().max() < 1e-5 * averaged.std()
