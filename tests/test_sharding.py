@@ -1,19 +1,14 @@
 """Parts of trained weights: the whole comes of them and they come of the whole. Real splits: test_strategies.py."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from sb import sharding
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A process group of one rank, so that FSDP2 works in this process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def network() -> torch.nn.Module:
@@ -36,33 +31,51 @@ def shards(module, mesh):
     return module
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_state_goes_through_a_checkpoint(alone, sharded):
-    """Weights, buffers and the optimizer's moments, from whole or sharded to a fresh one of either kind."""
-    first = network()
-    first = shards(first, alone) if sharded else first
-    optimizer = stepped(first)
-    assert sharding.is_sharded(first) is sharded
-    weights, moments = sharding.whole_state(first), sharding.optimizer_state(first, optimizer)
-    assert set(weights) == set(network().state_dict())
-    assert all(type(value) is torch.Tensor for value in weights.values() if value.requires_grad is False)
-    for other in (network(), shards(network(), alone)):
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.zero_()
-        again = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], 0.1)
-        sharding.load_whole(other, weights)
-        sharding.load_optimizer_state(other, again, moments)
-        copied = sharding.whole_state(other)
-        for name, value in weights.items():
-            if name != "0.bias":  # frozen: it comes from its own file
-                assert torch.equal(value, copied[name]), name
-        for number, kept in sharding.optimizer_state(other, again)["state"].items():
-            for key, value in kept.items():
-                assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments["state"][number][key])), key
+def go_through_a_checkpoint(mesh) -> None:
+    """Weights, buffers and the optimizer's moments, from whole or sharded (with a mesh) to fresh ones of both kinds."""
+    kinds = [lambda module: module] + ([lambda module: shards(module, mesh)] if mesh else [])
+    for kind in kinds:
+        first = kind(network())
+        optimizer = stepped(first)
+        weights, moments = sharding.whole_state(first), sharding.optimizer_state(first, optimizer)
+        assert set(weights) == set(network().state_dict())
+        for other in (kind(network()) for kind in kinds):
+            with torch.no_grad():
+                for parameter in other.parameters():
+                    parameter.zero_()
+            again = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], 0.1)
+            sharding.load_whole(other, weights)
+            sharding.load_optimizer_state(other, again, moments)
+            copied = sharding.whole_state(other)
+            for name, value in weights.items():
+                if name != "0.bias":  # frozen: it comes from its own file
+                    assert torch.equal(value, copied[name]), name
+            for number, kept in sharding.optimizer_state(other, again)["state"].items():
+                for key, value in kept.items():
+                    assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments["state"][number][key])), key
+    assert mesh is None or sharding.is_sharded(first)
 
 
-def test_torch_reads_what_is_written(alone):
+def test_state_goes_through_a_checkpoint():
+    go_through_a_checkpoint(None)
+
+
+def test_sharded_state_goes_through_a_checkpoint(tmp_path):
+    """In a process of its own: torch keeps meshes whose process group is gone."""
+    script = f"""
+import runpy
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+dist.init_process_group("gloo", init_method="file://{tmp_path}/group", rank=0, world_size=1)
+runpy.run_path({__file__!r})["go_through_a_checkpoint"](init_device_mesh("cpu", (1,)))
+dist.destroy_process_group()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_torch_reads_what_is_written():
     module = network()
     moments = sharding.optimizer_state(module, stepped(module))
     fresh = torch.optim.AdamW([p for p in network().parameters() if p.requires_grad], 0.1)
