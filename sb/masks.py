@@ -74,16 +74,25 @@ class Ladder:
         """Outlines (B, 1, H, W) uint8 and integer levels (B,) -> masks (B, 1, H, W) uint8."""
         exact = outline.float()
         box = box_of(exact)
-        mask = exact.clone()
         boxed = self.rungs.index(box_of) if box_of in self.rungs else len(self.rungs)  # the box covers all below it
+        mask = exact
+        if outline.device.type == "cpu":
+            mask = self._picked(exact, level, boxed)
+        else:  # picking samples would make it wait for its host
+            for index, rung in enumerate(self.rungs[:boxed]):
+                mask = torch.where((level >= index).view(-1, 1, 1, 1), torch.maximum(mask, rung(exact)), mask)
+        return torch.where((level >= boxed).view(-1, 1, 1, 1), box, mask * box).to(torch.uint8)
+
+    def _picked(self, exact: Tensor, level: Tensor, boxed: int) -> Tensor:
+        """Rungs below ``boxed`` joined, each drawn only for the samples that need it."""
+        order = torch.where(level < boxed, level, -1).argsort(descending=True)
+        levels, exact = level[order].tolist(), exact[order]
+        mask = exact.clone()
         for index, rung in enumerate(self.rungs[:boxed]):
-            needed = (level >= index) & (level < boxed)
-            if mask.device.type != "cpu":  # picking rows would make it wait for its host
-                grown = torch.maximum(mask, rung(exact) * box)
-                mask = torch.where(needed.view(-1, 1, 1, 1), grown, mask)
-            elif rung is not _exactly and len(rows := needed.nonzero()[:, 0]):
-                mask[rows] = torch.maximum(mask[rows], rung(exact[rows]) * box[rows])
-        return torch.where((level >= boxed).view(-1, 1, 1, 1), box, mask).to(torch.uint8)
+            needed = sum(index <= level < boxed for level in levels)  # the first ones of the order
+            if needed and rung is not _exactly:
+                torch.maximum(mask[:needed], rung(exact[:needed]), out=mask[:needed])
+        return mask[order.argsort()]
 
 
 def level_of(precision: float | str, num_levels: int) -> float:

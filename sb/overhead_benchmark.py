@@ -22,7 +22,6 @@ from sb.assemble import Run, assemble
 WORK = ("denoiser", "vae", "text", "backward", "optimizer")  # what any training of these networks has to do
 WAIT = "data wait"
 REST = "lightning"  # the loop, its closures and its bookkeeping
-WARM_STEPS = 10
 FAR = 10**12  # images
 
 
@@ -102,17 +101,18 @@ class _Batches:
 
 
 def benchmark_overhead(
-    run_file: str | Path, overrides: Sequence[str], steps: int, report: Callable[[str], None]
+    run_file: str | Path, overrides: Sequence[str], steps: int, warm_steps: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Medians over ``steps`` optimizer steps of a run file: ``step_ms``, ``overhead`` and ``data_wait`` as shares of a
-    step, ``ms`` of each part. Trained in a temporary folder, without validation and checkpoints.
+    step, ``ms`` of each part; ``overhead_mean`` also counts what is done at some steps only. Trained in a temporary
+    folder, without validation and checkpoints; ``warm_steps`` come before and do not count.
 
     A step is all that happens between two optimizer steps' first batches; clearing the gradients belongs to the
     optimizer. On a GPU the queue is emptied at every border,
     so that the parts add up: the sum is then more than an undisturbed step.
     """
-    if steps < 1:
-        raise ValueError(f"benchmark: steps must be at least 1, not {steps}")
+    if steps < 1 or warm_steps < 0:
+        raise ValueError(f"benchmark: needs 1 step or more and 0 warm ones or more, not {steps} and {warm_steps}")
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.plain(config.load(run_file, overrides))
         cfg.update(run_dir=f"{folder}/run", resume="never")
@@ -121,7 +121,7 @@ def benchmark_overhead(
             if spec and spec["name"] == "save":
                 spec.update(every_images=FAR, keep_images=None, monitor=None)
         ranks_images = int(cfg["data"]["batch_size"]) * int(cfg["trainer"].get("accumulate", 1))
-        images = (steps + WARM_STEPS + 1) * ranks_images  # the last step is never closed
+        images = (steps + warm_steps + 1) * ranks_images  # the last step is never closed
         cfg["trainer"].update(images=images, val_every_images=images, devices=1, num_nodes=1)
         run = assemble(cfg)
         device = run.trainer.strategy.root_device
@@ -131,7 +131,7 @@ def benchmark_overhead(
         run.trainer.limit_val_batches = 0
         run.fit()
         accumulated = run.trainer.accumulate_grad_batches
-    laps = watch.laps[1 + WARM_STEPS * accumulated :][: steps * accumulated]
+    laps = watch.laps[1 + warm_steps * accumulated :][: steps * accumulated]
     return summary([_sum(laps[n : n + accumulated]) for n in range(0, len(laps), accumulated)])
 
 
@@ -184,7 +184,7 @@ def wire(run: Run, watch: Stopwatch) -> None:
 
 
 def summary(laps: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Medians over steps: of the step, of the shares of overhead and waiting, and of every part."""
+    """Medians over steps: of the step, of the shares of overhead and waiting, and of every part; overhead in all."""
     parts = sorted({name for lap in laps for name in lap})
     totals = [sum(lap.values()) for lap in laps]
     ms = {part: statistics.median(lap.get(part, 0.0) for lap in laps) * 1e3 for part in parts}
@@ -193,6 +193,7 @@ def summary(laps: Sequence[dict[str, float]]) -> dict[str, Any]:
         "steps": float(len(laps)),
         "step_ms": statistics.median(totals) * 1e3,
         "overhead": statistics.median(1 - n / total for n, total in zip(needed, totals, strict=True)),
+        "overhead_mean": 1 - sum(needed) / sum(totals),
         "data_wait": statistics.median(lap.get(WAIT, 0.0) / total for lap, total in zip(laps, totals, strict=True)),
         "ms": dict(sorted(ms.items(), key=lambda pair: -pair[1])),
     }

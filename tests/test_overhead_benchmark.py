@@ -49,6 +49,7 @@ def test_overhead_is_what_is_neither_work_nor_waiting():
     found = summary([lap, lap, {**lap, "ema": 1000.0}])
     assert found["overhead"] == pytest.approx(0.08) and found["data_wait"] == pytest.approx(0.02)
     assert found["step_ms"] == pytest.approx(100e3) and found["steps"] == 3
+    assert found["overhead_mean"] == pytest.approx(1 - 276 / 1297)
     assert list(found["ms"])[:2] == ["denoiser", "backward"] and found["ms"]["ema"] == 3e3
 
 
@@ -56,7 +57,7 @@ def test_a_run_is_measured_in_its_own_parts_and_leaves_nothing(tiny_overrides, t
     small = ["vae.widths=8", "vae.blocks=1", "vae.weights=null", "denoiser.widths=[16,32]", "denoiser.blocks=1",
              "denoiser.attention=[false,true]", "denoiser.heads=2", "denoiser.groups=8", "trainer.accumulate=2",
              "text={name: tiny, width: 16, layers: 1, heads: 2}"]
-    found = benchmark_overhead("configs/quickstart.yaml", [*tiny_overrides, *small], 3, print)
+    found = benchmark_overhead("configs/quickstart.yaml", [*tiny_overrides, *small], 3, 2, print)
     assert found["steps"] == 3 and 0 < found["overhead"] < 1 and 0 < found["data_wait"] < 1
     parts = {"denoiser", "vae", "text", "backward", "optimizer", WAIT, REST, "ladder", "conditioning", "noise",
              "objective", "clip", "callback ema", "callback guard", "callback speed"}

@@ -66,6 +66,20 @@ def test_two_ranks_train_like_one_process(alone, train, tiny_settings, strategy,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("strategy, options", [
+    ("zero3", ["recompute"]), ("auto", ["compile"]), ("fsdp", ["compile", "recompute"]),
+])
+def test_recomputed_and_compiled_networks_train_the_same(alone, train, tiny_settings, strategy, options, tmp_path):
+    ranks, parents = (1, []) if strategy == "auto" else (2, [f"trainer/{strategy}.yaml"])
+    run = run_of(
+        train, tiny_settings, tmp_path / "run", ranks, *parents, "trainer.images=64",
+        *(f"trainer.{option}=true" for option in options),
+    )
+    assert_close(state(alone), state(run))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_goes_on_under_another_strategy(alone, train, tiny_settings, tmp_path):
     """Every 16 images another one takes over the same checkpoint."""
     for number, (ranks, strategy) in enumerate([(2, "zero3"), (2, "fsdp"), (1, "ddp"), (2, "zero2")], 1):

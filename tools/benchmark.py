@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     cached.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
     overhead = add("overhead", "sb.overhead_benchmark:benchmark_overhead", "where a training step's time goes")
     overhead.add_argument("--steps", type=int, default=500, help="optimizer steps measured (default 500)")
+    overhead.add_argument("--warm", dest="warm_steps", type=int, default=10, help="steps before them (default 10)")
     for part in (cached, overhead):
         part.add_argument("run_file", metavar="RUN.yaml", help="a run file")
         part.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
