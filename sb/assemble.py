@@ -16,12 +16,13 @@ import torch
 from sb import checkpoints, launch, provenance
 from sb import config as run_files
 from sb.data.module import ShardData
+from sb.denoising import PaintOptions
 from sb.evaluate.held_out import val_requests
 from sb.export import exporter
 from sb.formats import describe
 from sb.formats.part import widen
 from sb.formats.source import Source, open_source
-from sb.inpaint import Inpainter, PaintOptions
+from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.latents import facts_of, tower_facts
 from sb.models.lora import add_lora, check_grown
@@ -313,6 +314,7 @@ def _inpainter(
         lookup("sampler", cfg["sampler"]["name"]), call("inpaint", PaintOptions, cfg.get("inpaint") or {}),
         dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
         tasks=[task["name"] for task in cfg["data"]["tasks"]] if getattr(denoiser, "task_rows", 0) else (),
+        native_px=cfg.get("image_size"),
     )
 
 

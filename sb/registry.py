@@ -28,6 +28,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sb.models.optim",),
     "system": ("sb.models.smartbrush", "sb.models.vae_system"),
     "sampler": ("sb.samplers",),
+    "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
     "callback": (
         "sb.callbacks.ema",

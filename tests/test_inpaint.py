@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from sb.conditioning import SmartBrushConditioning
-from sb.inpaint import Inpainter, PaintOptions
+from sb.denoising import PaintOptions
+from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.text import tiny
 from sb.models.tiny_vae import TinyVAE
@@ -129,3 +130,56 @@ def test_bad_options_get_one_clear_line(painter, options, says):
 def test_an_unknown_precision_is_named(painter):
     with pytest.raises(ValueError, match="precision 'exact' is not a number"):
         painter(np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.uint8), "star", precision="exact")
+
+
+def test_a_small_mask_in_a_large_picture_is_painted_at_the_models_size(painter):
+    """The same as painting the cut-out part, put back where it was."""
+    large = a_request(200, 300)
+    large.mask = torch.zeros_like(large.mask)
+    large.mask[:, 100:112, 150:162] = 1
+    painter.native_px = 32
+    try:
+        result = painter.paint([large], context=2.0, max_zoom=1.0)[0]
+    finally:
+        painter.native_px = None
+    part = (slice(None), slice(90, 122), slice(140, 172))
+    cut = Request(large.image[part], large.mask[part], large.text, seed=large.seed)
+    assert torch.equal(result.pixels[part], painter.paint([cut])[0].pixels)
+    outside = (large.mask == 0).expand(3, -1, -1)
+    assert torch.equal(result.pixels[outside], large.image[outside]) and not torch.equal(result.pixels, large.image)
+    assert result.predicted.shape == large.mask.shape
+
+
+def test_guidance_in_a_part_of_the_steps(painter):
+    def decoded(**options):
+        return painter.paint([a_request()], use_predicted=False, **options)[0].decoded
+
+    assert torch.equal(decoded(guidance_from=0.0, guidance_until=1.0), decoded())
+    assert torch.equal(decoded(guidance_until=0.0), decoded(guidance=1.0))
+    part = decoded(guidance_from=0.5)
+    assert not torch.equal(part, decoded()) and not torch.equal(part, decoded(guidance=1.0))
+
+
+def test_a_watch_sees_every_step_and_pictures_that_keep_the_background(painter):
+    requests = [a_request(), a_request(48, 32, seed=1), a_request(seed=2)]
+    seen = []
+
+    def watch(progress):
+        seen.append((tuple(progress.places), progress.step, progress.steps))
+        for place, picture in zip(progress.places, progress.pictures(), strict=True):
+            outside = (requests[place].mask == 0).expand(3, -1, -1)
+            assert torch.equal(picture[outside], requests[place].image[outside])
+
+    watched = painter.paint(requests, watch=watch)
+    assert seen == [((0, 2), step, 3) for step in range(3)] + [((1,), step, 3) for step in range(3)]
+    for one, two in zip(watched, painter.paint(requests), strict=True):
+        assert torch.equal(one.pixels, two.pixels)
+
+
+def test_what_a_watch_raises_ends_the_painting(painter):
+    def watch(progress):
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        painter.paint([a_request()], watch=watch)

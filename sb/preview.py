@@ -1,0 +1,51 @@
+"""What can be seen while a sampler is still at work: how far it is, and the picture as it stands.
+
+Legend: B batch, C latent channels, h w latent cells, H W pixels, f pixels per cell side.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> pictures (B, 3, f h, f w) in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment before a step: the places of these requests in the call, the steps done, and all of them."""
+
+    places: Sequence[int]
+    step: int
+    steps: int
+    draw: Callable[[], list[Tensor]]
+
+    def pictures(self) -> list[Tensor]:
+        """Each request's picture (3, H, W) uint8 as the last x0 would leave it; drawn only when asked for."""
+        return self.draw()
+
+
+Watch = Callable[[Progress], None]
+
+
+def linear_decode(latents: Tensor, pictures: Tensor) -> Decode:
+    """A decoder that is a matrix: a cell's mean colour as a linear function of its latents, fitted on latents
+    (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1] that are at hand. Blurry, and nearly free.
+    """
+    def inputs(z: Tensor) -> Tensor:
+        rows = z.float().movedim(1, -1).flatten(0, 2)
+        return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # (cells, C + 1)
+
+    colours = F.adaptive_avg_pool2d(pictures.float(), latents.shape[-2:]).movedim(1, -1).flatten(0, 2)
+    known = inputs(latents)
+    ridge = 1e-3 * len(known) * torch.eye(known.shape[1], device=known.device)
+    matrix = torch.linalg.solve(known.T @ known + ridge, known.T @ colours)
+    size = pictures.shape[-2:]
+
+    def decode(z: Tensor) -> Tensor:
+        cells = (inputs(z) @ matrix).unflatten(0, (len(z), *z.shape[-2:])).movedim(-1, 1)
+        return F.interpolate(cells, size, mode="bilinear", align_corners=False)
+
+    return decode
