@@ -53,6 +53,7 @@ class Run:
 
     def fit(self) -> None:
         """Train to the end, or from the last checkpoint to the end."""
+        launch.check_started(self.trainer.world_size)
         safely = True if self.checkpoint else None  # what comes from outside is read without its code
         self.trainer.fit(self.system, self.data, ckpt_path=self.checkpoint, weights_only=safely)
 
@@ -98,6 +99,7 @@ def assemble(config: Any) -> Run:
         painter = _inpainter(system.denoiser, system.vae, system.text, cfg, ladder, {})
         _check_size(cfg["image_size"], painter)
         runtime.update(paint=_live(painter, system), requests=val_requests(data, painter, system))
+    placement.check_system(system)
     placement.quicken(system)
     if placement.channels_last:
         for module in (system.vae,) if placement.in_parts else (system, system.vae):

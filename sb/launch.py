@@ -1,6 +1,7 @@
 """Devices, precision, strategy and seeds: how a run is placed on hardware."""
 
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class EndOfImages(L.Callback):
 
     def __init__(self, total_images: int):
         self.total_images = total_images
+        self._step = 0
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -37,13 +39,16 @@ class EndOfImages(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing but that validation."""
+        self._step = trainer.global_step
         self._look(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop behind the validation that follows."""
-        self._look(trainer, pl_module)
+        """Stop behind the validation that follows, and never amid an optimizer step."""
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._look(trainer, pl_module)
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if int(pl_module.images_seen) >= self.total_images:  # type: ignore[arg-type]
@@ -93,6 +98,11 @@ class Placement:
         devices = self.devices
         if devices in ("auto", -1):
             devices = torch.cuda.device_count() if on_gpu else 1
+        if not str(devices).isdecimal() or min(int(devices), self.num_nodes) < 1:
+            raise ValueError(
+                f"trainer: devices is a number of devices on each node, 1 or more, or auto, not {self.devices!r} on "
+                f"{self.num_nodes} nodes; which ones, CUDA_VISIBLE_DEVICES says"
+            )
         there = torch.cuda.device_count()
         if on_gpu and int(devices) > there and not TorchElasticEnvironment.detect():
             raise ValueError(f"trainer: {devices} devices asked for, {there} here; set trainer.devices={there}")
@@ -120,15 +130,20 @@ class Placement:
         """Images of the whole run, over all ranks."""
         return self.steps * self.images_per_step
 
-    def quicken(self, system: Any) -> None:
-        """Recomputation and compilation of a system's networks; ValueError where it lacks what this run asks for."""
-        denoiser = getattr(system, "denoiser", None)
+    def check_system(self, system: Any) -> None:
+        """Raise ValueError for a system that lacks what this run asks for."""
         if isinstance(self._strategy, FSDP2) and type(system).configure_model is L.LightningModule.configure_model:
             raise ValueError("strategy 'fsdp': this system does not say what is shared out; use trainer.strategy=ddp")
+        if self.recompute and not hasattr(getattr(system, "denoiser", None), "recompute"):
+            raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")
+
+    def quicken(self, system: Any) -> None:
+        """Recomputation and compilation of a system's networks."""
+        denoiser = getattr(system, "denoiser", None)
         if self.recompute:
-            if denoiser is None or not hasattr(denoiser, "recompute"):
-                raise ValueError("trainer: recompute needs a denoiser with a method of that name; this run has none")
-            denoiser.recompute()
+            denoiser.recompute()  # type: ignore[union-attr]
+        if self.compile and self.recompute:  # torch cannot split such a graph along DDP's buckets everywhere
+            torch._dynamo.config.optimize_ddp = False
         if self.compile:
             for module in (denoiser, getattr(system.vae, "encoder", None)):
                 if module is not None:
@@ -170,6 +185,20 @@ def _slurm() -> list[Any]:
     """SLURM's ranks without Lightning's requeueing; torchrun's go first, as in Lightning itself."""
     under_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return [SLURMEnvironment(auto_requeue=False)] if under_srun else []
+
+
+def check_started(ranks: int) -> None:
+    """Raise ValueError where torchrun or srun started other processes than these ranks: each would run by itself."""
+    if TorchElasticEnvironment.detect():
+        started = int(os.environ["WORLD_SIZE"])
+    else:
+        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if SLURMEnvironment.detect() else 1
+        started = ranks if started == 1 else started  # Lightning starts the others, or waits for srun's
+    if started != ranks:
+        raise ValueError(
+            f"trainer: the launcher started {started} processes and the run file says {ranks} (trainer.devices x "
+            f"trainer.num_nodes): make them the same"
+        )
 
 
 def is_first_process() -> bool:

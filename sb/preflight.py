@@ -21,7 +21,7 @@ from sb.data.pipeline import check_enough_shards
 from sb.estimate import STRATEGIES, checkpoint_bytes
 from sb.formats.source import open_source
 from sb.launch import Placement
-from sb.registry import call
+from sb.registry import build, call
 
 GIB = 2**30
 OK, WARN, FAIL, SKIPPED = "ok", "warn", "FAIL", "-"
@@ -127,9 +127,7 @@ def _device(look: Look) -> Found:
         yield FAIL, f"the launcher started {reach.world()} ranks, the run file says {placement.ranks}", advice
         return
     look.placement = placement
-    if look.strategy == "fsdp" and look.cfg["optimizer"]["name"] == "adamw8bit":
-        yield FAIL, "optimizer adamw8bit cannot update FSDP's pieces", "use adamw, ddp or a zero strategy"
-        return
+    placement.check_optimizer(build("optimizer", look.cfg["optimizer"]))
     slow = on_gpu and str(placement.precision) == "bf16-mixed" and not torch.cuda.is_bf16_supported()
     name = torch.cuda.get_device_name(look.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
     said = f"{placement.ranks} ranks, {look.strategy}, {placement.precision}, {name}"
@@ -203,6 +201,7 @@ def _networks(look: Look) -> Found:
         alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         own = {**look.cfg, "run_dir": f"{empty}/run", "resume": "never", "trainer": {**look.cfg["trainer"], **alone}}
         look.run = assemble.assemble(own)
+    look.placement.check_system(look.run.system)
     trained, frozen = _counts(look)
     yield OK, f"{trained / 1e6:,.1f} M parameters trained, {frozen / 1e6:,.1f} M frozen", ""
     if look.cfg["resume"] == "auto":

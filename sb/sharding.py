@@ -312,11 +312,10 @@ def lay_out(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of gradients, whole or in FSDP2's parts, over all ranks' parts."""
-    tensors = list(tensors)
-    short = [t for t in tensors if t.ndim == 1 and not isinstance(t, DTensor)]
-    if len(short) > 1 and short[0].device.type == "cpu":  # biases, of which a host reads hundreds as fast as one
-        tensors = [torch.cat(short), *(t for t in tensors if t.ndim != 1)]
-    norm = torch.nn.utils.get_total_norm(tensors)
+    apart: tuple[list[Tensor], list[Tensor]] = [], []
+    for tensor in tensors:  # a host reads hundreds of biases as fast as one
+        apart[tensor.ndim == 1 and tensor.device.type == "cpu" and not isinstance(tensor, DTensor)].append(tensor)
+    norm = torch.nn.utils.get_total_norm([*apart[0], *([torch.cat(apart[1])] if apart[1] else [])])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

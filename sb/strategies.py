@@ -79,6 +79,10 @@ class ZeRO(WholeFile, DeepSpeedStrategy):  # type: ignore[misc]
         """Without the check for CUDA."""
         super(DeepSpeedStrategy, self).setup_environment()
 
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Lightning has divided the loss by the accumulated batches already: DeepSpeed must not do so again."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
 
 @register("strategy", "auto")
 def auto(ranks: int) -> Strategy | str:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from sb.faults import explain
@@ -36,6 +37,13 @@ def test_a_lost_rank_is_one_line(error):
     assert line.startswith("rank ?: lost contact with another rank") and "\n" not in line
 
 
+@pytest.mark.parametrize("error, says", [
+    (torch.OutOfMemoryError("CUDA out of memory;\nsee the NCCL docs"), "out of memory: .*lower data.batch_size"),
+    (MisconfigurationException("no such\nthing"), "^no such thing$"),
+])
+def test_what_the_machine_or_lightning_refuses_is_one_line(error, says):
+    assert re.search(says, explain(error)) and "\n" not in explain(error)
+
+
 def test_other_errors_are_not_explained_away():
     assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
-    assert explain(torch.cuda.OutOfMemoryError("CUDA out of memory; see the NCCL docs")) is None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from sb.launch import EndOfImages, Placement
+from sb.launch import EndOfImages, Placement, check_started
 from sb.models.optim import AdamW, AdamW8bit
 
 
@@ -49,6 +49,33 @@ def test_more_gpus_than_there_are_is_refused_but_under_torchrun(monkeypatch):
     assert Placement(8, 100, 100, accelerator="gpu", devices=3).ranks == 3
 
 
+@pytest.mark.parametrize("devices", [0, "0,1", -2])
+def test_devices_are_a_number_of_them(devices):
+    with pytest.raises(ValueError, match="devices is a number of devices on each node, 1 or more, or auto, not"):
+        Placement(8, 100, 100, accelerator="cpu", devices=devices)
+
+
+@pytest.mark.parametrize("started, ranks, launcher", [(8, 1, "torchrun"), (1, 2, "torchrun"), (8, 1, "srun")])
+def test_a_launcher_that_starts_other_processes_is_refused(started, ranks, launcher, monkeypatch):
+    """Else each of them would be a whole run of its own in the one folder."""
+    names = {
+        "torchrun": ("TORCHELASTIC_RUN_ID", "GROUP_RANK", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
+        "srun": ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+    }[launcher]
+    check_started(ranks)  # nobody started anything
+    for name in names:
+        monkeypatch.setenv(name, str(started))
+    check_started(started)
+    with pytest.raises(ValueError, match=f"the launcher started {started} processes and the run file says {ranks}"):
+        check_started(ranks)
+
+
+def test_in_an_allocation_of_one_task_lightning_starts_the_ranks(monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "1")
+    check_started(8)
+
+
 @pytest.mark.parametrize("strategy, refused", [("auto", False), ("ddp", False), ("fsdp", True)])
 def test_eight_bits_are_refused_where_state_is_in_parts(strategy, refused):
     placed = Placement(8, 100, 100, accelerator="cpu", strategy=strategy)
@@ -80,6 +107,9 @@ def test_intervals_must_be_positive():
 
 @pytest.mark.parametrize("total, stops", [(15, True), (16, True), (17, False)])
 def test_a_run_ends_by_images_however_many_steps_there_were(total, stops):
-    trainer, end = SimpleNamespace(should_stop=False), EndOfImages(total)
+    trainer, end = SimpleNamespace(should_stop=False, global_step=0), EndOfImages(total)
+    end.on_train_batch_end(trainer, SimpleNamespace(images_seen=16), None, None, 0)
+    assert not trainer.should_stop  # gradients are still accumulating
+    trainer.global_step = 1
     end.on_train_batch_end(trainer, SimpleNamespace(images_seen=16), None, None, 0)
     assert trainer.should_stop is stops

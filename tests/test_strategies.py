@@ -12,14 +12,16 @@ from sb.launch import Placement
 
 STRATEGIES = ["ddp", "fsdp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 # equal but for rounding: AdamW would blow up the rounding of gradients that are next to nothing
-PLAIN = ["+optimizer.eps=0.001", "optimizer.decay=none", "optimizer.warmup_images=0", "callbacks.save.every_images=16"]
+PLAIN = ["+optimizer.eps=0.001", "optimizer.decay=none", "optimizer.warmup_images=0", "callbacks.save.every_images=16",
+         "callbacks.ema.every_images=0"]
 
 
 def started(train, settings: list[str], folder: Path, ranks: int, *overrides: str) -> subprocess.CompletedProcess:
-    """One process takes batches of 8 where two take 4 each."""
+    """Steps of 8 images in two batches: of 4 each by one process, of 2 each by each of two."""
     return train(
         *settings, *PLAIN, "system.name=keyed_noise", f"run_dir={folder}", f"trainer.devices={ranks}",
-        f"data.batch_size={8 // ranks}", "trainer.val_every_images=16", *overrides, plugins="keyed_noise",
+        f"data.batch_size={4 // ranks}", "trainer.accumulate=2", "trainer.val_every_images=16", *overrides,
+        plugins="keyed_noise",
     )
 
 
@@ -67,7 +69,8 @@ def test_two_ranks_train_like_one_process(alone, train, tiny_settings, strategy,
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("strategy, options", [
-    ("zero3", ["recompute"]), ("auto", ["compile"]), ("fsdp", ["compile", "recompute"]),
+    ("zero3", ["recompute"]), ("auto", ["compile"]), ("ddp", ["compile", "recompute"]),
+    ("fsdp", ["compile", "recompute"]),
 ])
 def test_recomputed_and_compiled_networks_train_the_same(alone, train, tiny_settings, strategy, options, tmp_path):
     ranks, parents = (1, []) if strategy == "auto" else (2, [f"trainer/{strategy}.yaml"])

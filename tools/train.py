@@ -32,7 +32,7 @@ def main() -> int:
                   f"curves: tensorboard --logdir {run.run_dir}")
     except (ValueError, OSError) as error:
         return _fail(error)
-    except RuntimeError as error:
+    except Exception as error:
         from sb.faults import explain
 
         line = explain(error)

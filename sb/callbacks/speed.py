@@ -169,15 +169,20 @@ class Speed(Callback):
             **{f"speed/{name}": size / GIB for name, size in memory.items()},
             "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
         }
-        names = {"img/s": "images_per_second", "wait": "data_wait", "s": "step_p50", "GiB": "memory_gib"}
+        names = {
+            "img/s": "images_per_second", "wait": "data_wait", "s": "step_p50", "p95": "step_p95", "GiB": "memory_gib",
+        }
         if self._flops_per_image and self.peak_tflops:
             rate = self._flops_per_image * scalars["speed/images_per_second"] / trainer.world_size / TERA
             scalars.update({"speed/tflops": rate, "speed/share_of_peak": rate / self.peak_tflops})
             names["peak"] = "share_of_peak"
-        bar = {short: float(f"{scalars[f'speed/{name}']:.3g}") for short, name in names.items()}
-        pl_module.log_dict(bar, prog_bar=True, logger=False)
         self._total += _over_ranks(self._fresh)
         self._fresh = Counter()
+        bar = {short: scalars[f"speed/{name}"] for short, name in names.items()}
+        logged = {"loss": "train/loss", "grad": "grad/norm"}
+        bar |= {s: float(trainer.callback_metrics[n]) for s, n in logged.items() if n in trainer.callback_metrics}
+        bar = {short: float(f"{value:.3g}") for short, value in bar.items()}
+        pl_module.log_dict({**bar, "skipped": float(self._total.total())}, prog_bar=True, logger=False)
         counts = {f"data/skipped_{reason}": count for reason, count in self._total.items()}
         _write(trainer, self._images, {**scalars, **counts})
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from sb.config import check_keys
 from sb.data.crop import Crop
@@ -135,6 +136,10 @@ class ShardData(pl.LightningDataModule):
         stream = FixedStream(samples, count, self.batch_size, self._rank, self._world)
         return self._loader("val", stream, lambda: stream.num_batches, min(self.workers, stream.num_batches))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Without waiting for what the device still has to do."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def state_dict(self) -> dict[str, Any]:
         """What the order of the run rests on, and how many batches a resumed run has behind it."""
         return {"order": self._fingerprint(), "batches": self._batches_done()}
@@ -189,11 +194,12 @@ class ShardData(pl.LightningDataModule):
         return self._loaders[split]
 
     def _train_batches(self) -> int:
-        """Batches done plus batches still to come, so that it stays right when the number of ranks changes."""
+        """Batches done plus those of the optimizer steps still to come, however many ranks there are now."""
         if self.total_images is None:
             raise ValueError("data: total_images is not set; it is the number of images of the whole run")
         left = max(self.total_images - self._images_seen(), 0)
-        return self._batches_done() + -(-left // (self.batch_size * self._world))
+        step = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        return self._batches_done() + -(-left // (self.batch_size * self._world * step)) * step
 
     def _batches_done(self) -> int:
         """As Lightning counts them; its own count is restored later than the length of the loader is asked for."""

@@ -110,6 +110,8 @@ def _recognised(path: Path, weights: str, prediction: str | None) -> Source:
         folder = own.find_folder(path.parent.parent) if path.suffix == ".ckpt" else None
         if folder is not None:
             return Source(path, "training checkpoint", *own.read_checkpoint(path, folder, weights == "raw"))
+        if path.suffix == ".ckpt" and (path.parent.parent / "versions.json").is_file():
+            raise ValueError(f"{path}: its run has no model folder yet; resume it up to its next save")
         return _single_file(path, weights, prediction)
     if (path / "model_index.json").is_file():
         return _diffusers(path)

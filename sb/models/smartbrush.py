@@ -101,6 +101,7 @@ class SmartBrush(ImagesClock):
             self._place = self.device
             for module in self._outside.values():
                 module.to(self.device)
+            self.has_object = self.has_object.to(self.device)  # once: a copy waits for the device
         return self._outside
 
     def find_frozen(self) -> dict[str, int]:
@@ -212,7 +213,7 @@ class SmartBrush(ImagesClock):
 
         target = self.schedule.target(canvas.clean, eps, t)
         mask_target = self.conditioning.head_target(batch.outline, factor)
-        has_object = self.has_object.to(t.device)[batch.task]
+        has_object = self.has_object[batch.task]
         losses = self.objective(
             prediction, target, canvas.hole, t, self.schedule, logits, mask_target, has_object, self.object_share
         )

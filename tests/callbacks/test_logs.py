@@ -168,7 +168,7 @@ def test_share_of_peak_is_flops_times_speed_over_the_peak(tmp_path, tiny, monkey
         curves = tiny.scalars(tmp_path / name)
         assert set(curves["speed/tflops"].values()) == {2.0}  # two images a second
         assert set(curves["speed/share_of_peak"].values()) == {share}
-    assert {"img/s", "wait", "s", "GiB", "peak"} == set(trainer.progress_bar_metrics)
+    assert {"img/s", "wait", "s", "p95", "GiB", "peak", "loss", "skipped"} == set(trainer.progress_bar_metrics)
 
 
 def test_norms_are_those_of_the_step_that_completes_an_interval(tmp_path, tiny):

@@ -18,6 +18,7 @@ def run(small_run_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "run"
     run = assemble(small_run_file(
         f"run_dir={folder}", "trainer.images=16", "trainer.val_every_images=8", "callbacks.save.keep_images=8",
+        "callbacks.ema.every_images=0",
     ))
     run.fit()
     return folder
@@ -39,6 +40,13 @@ def test_an_earlier_moment_becomes_one_file_that_paints(run, tmp_path):
     early = dict(load_inpainter(kept).denoiser.named_parameters())
     late = load_inpainter(run).denoiser.named_parameters()
     assert any(not torch.equal(value, early[name]) for name, value in late)
+
+
+def test_a_run_stopped_before_its_first_model_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match="last.ckpt: its run has no model folder yet; resume it up to its next save"):
+        convert(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "sb")
 
 
 def test_another_runs_frozen_parts_are_refused(run, tmp_path):
