@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sb.config import write_whole
@@ -54,9 +55,25 @@ def box_mask(box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
 
 def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG, whole or not at all."""
+    write_whole(path, encoded(image))
+
+
+def encoded(image: Image.Image, form: str = "png", note: str | None = None) -> bytes:
+    """A picture as a ``png`` or ``jpeg`` file's bytes; JPEG loses pixels, and alpha. note: said in the file, as PNG text
+    or EXIF description."""
     content = io.BytesIO()
-    image.save(content, format="PNG")
-    write_whole(path, content.getvalue())
+    options: dict[str, Any] = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
+    if form == "png":
+        if note:
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_text("Description", note)
+        image.save(content, format="PNG", **options)
+    else:
+        if note:
+            options["exif"] = Image.Exif()
+            options["exif"][ExifTags.Base.ImageDescription] = note
+        image.convert("RGB").save(content, format="JPEG", quality=95, **options)
+    return content.getvalue()
 
 
 def open_image(path: str | Path) -> Image.Image:

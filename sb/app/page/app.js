@@ -1,0 +1,253 @@
+// The page: a photo, a mask drawn on it, a request, its results, and on from there. A picture's own bytes are kept and
+// sent on as they are: a canvas would change its pixels.
+
+import { blobOf, inpaint, models } from "/page/client.js";
+import { Mask } from "/page/mask.js";
+import { Stage } from "/page/stage.js";
+
+const $ = (id) => document.getElementById(id);
+const stage = new Stage($("stage"), $("sheet"));
+const mask = new Mask($("mask"), update);
+const state = { photo: null, name: "picture", tool: "brush", known: [], results: [], chosen: null, running: null };
+const links = new Map(); // blob -> address
+
+function address(blob) {
+  if (!links.has(blob)) links.set(blob, URL.createObjectURL(blob));
+  return links.get(blob);
+}
+
+function say(text, bad = false) {
+  $("line").textContent = text;
+  $("line").classList.toggle("bad", bad);
+}
+
+function update() {
+  const running = state.running !== null;
+  $("run").disabled = running || !state.photo || mask.empty();
+  $("undo").disabled = running || !mask.past.length;
+  $("clear").disabled = running || mask.empty();
+  $("download").disabled = !state.photo;
+  $("run").hidden = running;
+  $("stop").hidden = $("progress").hidden = !running;
+  $("compare").hidden = state.chosen === null;
+  $("mask").hidden = state.chosen !== null || running;
+}
+
+async function show(blob, name) {
+  const picture = $("picture");
+  picture.src = address(blob);
+  try {
+    await picture.decode();
+  } catch {
+    say("This file is no picture that the browser can show.", true);
+    return false;
+  }
+  Object.assign(state, { photo: blob, name: name ?? state.name, results: [], chosen: null });
+  $("drop").hidden = true;
+  $("size").textContent = `${picture.naturalWidth} x ${picture.naturalHeight}`;
+  $("after").hidden = $("seen").hidden = true;
+  $("results").replaceChildren();
+  stage.show(picture.naturalWidth, picture.naturalHeight);
+  mask.reset(picture.naturalWidth, picture.naturalHeight);
+  $("brush").max = Math.max(8, Math.round(Math.max(stage.width, stage.height) / 3));
+  $("brush").value = Math.max(2, Math.round(Math.max(stage.width, stage.height) / 16));
+  say("");
+  return true;
+}
+
+async function open(file) {
+  if (file && (await show(file, file.name.replace(/\.[^.]*$/, "")))) remember("opened", file);
+}
+
+function thumbnail(blob, title, chosen) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = title;
+  const picture = document.createElement("img");
+  picture.src = address(blob);
+  picture.alt = title;
+  button.append(picture);
+  button.addEventListener("click", chosen);
+  return button;
+}
+
+function remember(title, blob) {
+  $("history").prepend(thumbnail(blob, title, () => state.running || show(blob)));
+}
+
+function compare() {
+  const share = Number($("slider").value);
+  $("after").style.clipPath = `inset(0 ${100 - share}% 0 0)`;
+  $("seen").hidden = !$("overlay").checked || !state.results[state.chosen]?.mask;
+}
+
+function choose(index) {
+  state.chosen = index;
+  const { blob, mask: seen } = state.results[index];
+  $("after").src = address(blob);
+  $("after").hidden = false;
+  if (seen) $("seen").src = address(seen);
+  $("slider").value = 100;
+  [...$("results").children].forEach((child, i) => child.setAttribute("aria-pressed", i === index));
+  compare();
+  update();
+}
+
+function discard() {
+  Object.assign(state, { results: [], chosen: null });
+  $("results").replaceChildren();
+  $("after").hidden = $("seen").hidden = true;
+  update();
+}
+
+async function run() {
+  const form = new FormData();
+  form.append("image", state.photo, "image");
+  form.append("mask", await mask.file(), "mask.png");
+  for (const name of ["text", "negative", "steps", "guidance", "seed", "variations", "model", "task"])
+    if ($(name).value !== "") form.append(name, $(name).value);
+  form.append("precision", Number($("precision").value) / 100);
+  state.running = new AbortController();
+  discard();
+  $("progress").removeAttribute("value");
+  say("");
+  update();
+  try {
+    const done = await inpaint(form, state.running.signal, (kind, value) => {
+      if (kind === "queued" && value.ahead) say(`${value.ahead} before you`);
+      if (kind !== "progress") return;
+      $("progress").value = value.step / value.steps;
+      say(`step ${value.step} of ${value.steps}`);
+      if (value.previews.length) {
+        $("after").src = `data:image/jpeg;base64,${value.previews[0]}`;
+        $("after").style.clipPath = "";
+        $("after").hidden = false;
+      }
+    });
+    state.results = done.results.map((result) => ({
+      blob: blobOf(result.image, result.media_type), seed: result.seed,
+      mask: result.predicted_mask && blobOf(result.predicted_mask, "image/png"),
+    }));
+    $("results").replaceChildren(
+      ...state.results.map((result, i) => thumbnail(result.blob, `seed ${result.seed}`, () => choose(i))),
+    );
+    const seconds = Object.values(done.results[0].seconds).reduce((a, b) => a + b, 0);
+    say(`painted in ${seconds.toFixed(1)} s`);
+    state.running = null;
+    choose(0);
+  } catch (error) {
+    state.running = null;
+    discard();
+    say(error.name === "AbortError" ? "stopped" : error.message, error.name !== "AbortError");
+  }
+  update();
+}
+
+async function accept() {
+  const { blob, seed } = state.results[state.chosen];
+  const title = `${$("text").value || "painted"}, seed ${seed}`;
+  await show(blob);
+  remember(title, blob);
+}
+
+function download() {
+  const link = document.createElement("a");
+  const blob = state.chosen === null ? state.photo : state.results[state.chosen].blob;
+  link.href = address(blob);
+  link.download = `${state.name}${blob.name ? "" : "-painted.png"}`;
+  link.click();
+}
+
+function pick(tool) {
+  state.tool = tool;
+  for (const button of document.querySelectorAll("[data-tool]"))
+    button.setAttribute("aria-pressed", button.dataset.tool === tool);
+  $("stage").style.cursor = tool === "move" ? "grab" : "crosshair";
+}
+
+function draw() {
+  let last = null;
+  let first = null;
+  let moving = false;
+  $("stage").addEventListener("pointerdown", (event) => {
+    if (!state.photo || state.running || event.button > 1) return;
+    moving = state.tool === "move" || event.button === 1 || state.chosen !== null;
+    if (!moving) mask.remember();
+    $("stage").setPointerCapture(event.pointerId);
+    first = last = moving ? { x: event.clientX, y: event.clientY } : stage.at(event);
+    if (!moving && state.tool !== "box") mask.stroke(last, last, Number($("brush").value), state.tool === "erase");
+  });
+  $("stage").addEventListener("pointermove", (event) => {
+    if (last === null) return;
+    const now = moving ? { x: event.clientX, y: event.clientY } : stage.at(event);
+    if (moving) stage.move(now.x - last.x, now.y - last.y);
+    else if (state.tool === "box") mask.box(first, now);
+    else mask.stroke(last, now, Number($("brush").value), state.tool === "erase");
+    last = now;
+  });
+  for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, () => (last = null));
+}
+
+function shown(model) {
+  $("steps").placeholder = model.steps;
+  $("guidance").placeholder = model.guidance;
+  $("tasks").hidden = model.tasks.length < 2;
+  $("task").replaceChildren(...["", ...model.tasks].map((task) => new Option(task || "default", task)));
+}
+
+function precision() {
+  const value = Number($("precision").value) / 100;
+  $("exact").textContent = value === 1 ? "outline" : value === 0 ? "box" : value.toFixed(2);
+}
+
+$("open").addEventListener("change", (event) => open(event.target.files[0]));
+$("maskfile").addEventListener("change", async (event) => {
+  try {
+    await mask.load(event.target.files[0]);
+  } catch (error) {
+    say(error.message, true);
+  }
+  event.target.value = "";
+});
+$("stage").addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
+$("stage").addEventListener("dragleave", () => $("stage").classList.remove("over"));
+$("stage").addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("stage").classList.remove("over");
+  if (!state.running) open(event.dataTransfer.files[0]);
+});
+for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => pick(button.dataset.tool));
+$("undo").addEventListener("click", () => mask.undo());
+$("clear").addEventListener("click", () => mask.clear());
+$("in").addEventListener("click", () => stage.zoom(1.4));
+$("out").addEventListener("click", () => stage.zoom(1 / 1.4));
+$("fit").addEventListener("click", () => stage.fit());
+$("slider").addEventListener("input", compare);
+$("overlay").addEventListener("change", compare);
+$("accept").addEventListener("click", accept);
+$("discard").addEventListener("click", discard);
+$("download").addEventListener("click", download);
+$("precision").addEventListener("input", precision);
+$("stop").addEventListener("click", () => state.running?.abort());
+$("model").addEventListener("change", () => shown(state.known[$("model").selectedIndex]));
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); if (!$("run").disabled) run(); });
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input, textarea, select")) return;
+  if ((event.ctrlKey || event.metaKey) && event.key === "z") mask.undo();
+  const tools = { b: "brush", e: "erase", r: "box" };
+  if (!event.ctrlKey && !event.metaKey && tools[event.key]) pick(tools[event.key]);
+  if (event.key === "+") stage.zoom(1.4);
+  if (event.key === "-") stage.zoom(1 / 1.4);
+  if (event.key === "0") stage.fit();
+});
+draw();
+pick("brush");
+precision();
+update();
+try {
+  state.known = await models();
+  $("model").replaceChildren(...state.known.map((model) => new Option(model.id, model.id)));
+  shown(state.known[0]);
+} catch (error) {
+  say(error.message, true);
+}

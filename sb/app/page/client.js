@@ -1,0 +1,57 @@
+// The REST interface, as the page uses it: models, and a request whose progress is streamed.
+
+const token = () => sessionStorage.getItem("token");
+const headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
+
+async function ask(url, options) {
+  for (;;) {
+    const answer = await fetch(url, { ...options, headers: { ...options.headers, ...headers() } });
+    if (answer.status !== 401) return answer;
+    const given = prompt("This server asks for its token");
+    if (!given) throw new Error("a token is needed");
+    sessionStorage.setItem("token", given.trim());
+  }
+}
+
+async function line(answer) {
+  try {
+    return (await answer.json()).detail;
+  } catch {
+    return `the server answered ${answer.status}`;
+  }
+}
+
+export async function models() {
+  const answer = await ask("/v1/models", {});
+  if (!answer.ok) throw new Error(await line(answer));
+  return answer.json();
+}
+
+// Calls heard(kind, value) for every event; resolves with the value of "done".
+export async function inpaint(form, signal, heard) {
+  const answer = await ask("/v1/inpaint", {
+    method: "POST", body: form, signal, headers: { Accept: "text/event-stream" },
+  });
+  if (!answer.ok) throw new Error(await line(answer));
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("the server went away");
+    text += value;
+    let end;
+    while ((end = text.indexOf("\n\n")) >= 0) {
+      const [first, second] = text.slice(0, end).split("\n");
+      text = text.slice(end + 2);
+      const kind = first.slice("event: ".length);
+      const data = JSON.parse(second.slice("data: ".length));
+      if (kind === "done") return data;
+      if (kind === "error") throw new Error(data.detail);
+      heard(kind, data);
+    }
+  }
+}
+
+export function blobOf(base64, type) {
+  return new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type });
+}
