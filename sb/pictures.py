@@ -59,8 +59,8 @@ def save_png(image: Image.Image, path: str | Path) -> None:
 
 
 def encoded(image: Image.Image, form: str = "png", note: str | None = None) -> bytes:
-    """A picture as a ``png`` or ``jpeg`` file's bytes; JPEG loses pixels, and alpha. note: said in the file, as PNG text
-    or EXIF description."""
+    """A picture as a ``png`` or ``jpeg`` file's bytes; JPEG loses pixels, and alpha. note: what it says of itself,
+    as PNG text or EXIF description."""
     content = io.BytesIO()
     options: dict[str, Any] = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
     if form == "png":

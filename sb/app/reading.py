@@ -36,7 +36,7 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str = Field("", description="the object to paint")
-    precision: float | Literal["outline", "box"] = Field("outline", description="1 or outline: follow the mask; 0 or box")
+    precision: float | Literal["outline", "box"] = Field("outline", description="1 or outline: as drawn; 0 or box")
     box: str | None = Field(None, description="x,y,w,h in pixels, instead of a mask")
     seed: int = Field(0, ge=0, lt=2**62)
     negative: str = ""
@@ -123,4 +123,3 @@ def _mask(mask: bytes | None, fields: Fields, pixels: Tensor, limits: Limits) ->
     if mask:
         return pictures.mask_tensor(open_picture(mask, "mask", limits))
     return pictures.box_mask(pictures.parse_box(fields.box or ""), *pixels.shape[1:])
-
