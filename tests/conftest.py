@@ -61,7 +61,7 @@ TINY = [  # overrides that make any run file of ours a matter of seconds
 SMALL = [  # networks of a run file on the shapes world, too small to learn
     "vae.widths=8", "vae.blocks=1", "vae.weights=null", "denoiser.widths=[16,32]", "denoiser.blocks=1",
     "denoiser.attention=[false,true]", "denoiser.heads=2", "denoiser.groups=8",
-    "text={name: tiny, width: 16, layers: 1, heads: 2}",
+    "text={name: tiny, width: 16, layers: 1, heads: 2}", "callbacks.ema.every_images=0",
 ]
 
 

@@ -22,7 +22,8 @@ SMALL_VAE = {
     "kl": ["vae.channels=8", "vae.multipliers=[1,1,1]", "vae.blocks=1", "+vae.norm_groups=4"],
 }
 SMALL_NET = ["denoiser.widths=[16,32]", "denoiser.attention=[false,true]", "denoiser.blocks=1", "denoiser.heads=2",
-             "denoiser.groups=8", "text={name: tiny, width: 16, layers: 1, heads: 2}", "vae.weights=null"]
+             "denoiser.groups=8", "text={name: tiny, width: 16, layers: 1, heads: 2}", "vae.weights=null",
+             "callbacks.ema.every_images=0"]
 GOLDEN = Path(__file__).parent / "golden.json"
 
 
@@ -32,7 +33,9 @@ def shrunk(name: str, overrides: list[str]):
     return config.load(CONFIGS / name, [*small, *overrides])
 
 
-@pytest.mark.parametrize("name", RUN_FILES)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "shapes.yaml")) for name in RUN_FILES  # it trains an oracle
+])
 def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path):
     start = ["start=null"]  # starting from published weights is in tests/formats/test_start.py
     if config.load(CONFIGS / name).lora:  # adapts a trained model of the same networks

@@ -19,6 +19,7 @@ SMALL = [
     "data.val_images=8", "trainer.images=8", "trainer.val_every_images=8", "vae.widths=8", "vae.blocks=1",
     "vae.weights=null", "denoiser.widths=[16,32]", "denoiser.attention=[false,true]", "denoiser.blocks=1",
     "denoiser.heads=2", "denoiser.groups=8", "text={name: tiny, width: 16, layers: 1, heads: 2}",
+    "callbacks.ema.every_images=0",
 ]
 
 

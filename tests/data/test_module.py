@@ -73,6 +73,10 @@ def fit(data, tmp_path, model=None, **options):
         enable_checkpointing=False, default_root_dir=tmp_path, **{k: v for k, v in options.items() if k != "ckpt_path"},
     )
     trainer.fit(model, data, ckpt_path=options.get("ckpt_path"))
+    for loader in data._loaders.values():  # now: collected as garbage, each waits for its workers in vain
+        workers = getattr(loader._loader, "_iterator", None)
+        if workers is not None:
+            workers._shutdown_workers()
     return model, trainer
 
 

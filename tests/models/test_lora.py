@@ -22,6 +22,7 @@ SMALL = [
     "vae={name: tiny, latent_channels: 4, stages: 2, widths: [8, 8, 16], blocks: 1, weights: null}",
     "denoiser.blocks=1", "denoiser.widths=[16,32]", "denoiser.attention=[false,true]", "denoiser.heads=2",
     "denoiser.groups=8", "text={name: tiny, width: 16, layers: 1, heads: 2, pool: none}",
+    "callbacks.ema.every_images=0",
 ]
 ATTENTION = "to_q", "to_k", "to_v", "to_out.0"
 

@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_both_sides_compute_the_same_and_every_figure_makes_sense():
     lines = []
     found = benchmark_model("tiny", batch=2, passes=2, device="cpu", report=lines.append)
