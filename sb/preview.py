@@ -38,7 +38,7 @@ def linear_decode(latents: Tensor, pictures: Tensor) -> Decode:
         rows = z.float().movedim(1, -1).flatten(0, 2)
         return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # (cells, C + 1)
 
-    colours = F.adaptive_avg_pool2d(pictures.float(), latents.shape[-2:]).movedim(1, -1).flatten(0, 2)
+    colours = F.adaptive_avg_pool2d(pictures.float(), tuple(latents.shape[-2:])).movedim(1, -1).flatten(0, 2)
     known = inputs(latents)
     ridge = 1e-3 * len(known) * torch.eye(known.shape[1], device=known.device)
     matrix = torch.linalg.solve(known.T @ known + ridge, known.T @ colours)

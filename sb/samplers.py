@@ -51,12 +51,14 @@ def _multistep(denoise: Denoise, x: Tensor, schedule: Schedule, steps: int, corr
     times = schedule.walk(steps)
     alpha, sigma = ([table.tolist()[t] for t in times] for table in (schedule.alpha, schedule.sigma))
     log_snr = [_log_snr(a, s) for a, s in zip(alpha, sigma, strict=True)]
-    start, x0s = x.float(), []  # where the last step began, and the answers
+    start = x.float()  # where the last step began
+    x0s: list[Tensor] = []
     for i, now in enumerate(times[:-1]):
         x0s = [*x0s[-2:], denoise(x, _times(x, now)).x0.float()]
         gone = log_snr[i] - log_snr[i - 1] if i else math.inf  # of lambda, by the last step
         if correct and math.isfinite(gone):
-            x = _stepped(start, alpha[i - 1: i + 1], sigma[i - 1: i + 1], _corrected(x0s, log_snr[max(0, i - 2): i + 1]))
+            answer = _corrected(x0s, log_snr[max(0, i - 2): i + 1])
+            x = _stepped(start, alpha[i - 1: i + 1], sigma[i - 1: i + 1], answer)
         ahead = log_snr[i + 1] - log_snr[i]
         straight = x0s[-1]
         if i and math.isfinite(ahead):

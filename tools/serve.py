@@ -4,6 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 EXAMPLE = """example:
   python tools/serve.py --model runs/quickstart
@@ -45,7 +46,7 @@ def serve(args: argparse.Namespace) -> None:
     from sb.inpaint import Inpainter
 
     kinds = {field.name: field.type for field in fields(Limits)}
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for text in args.limits:
         name, _, number = text.partition("=")
         if name not in kinds:
