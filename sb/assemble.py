@@ -229,7 +229,7 @@ def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
         parts = build_parts(cfg, ladder)
     for name, state in source.states({name: module.state_dict() for name, module in parts.items()}).items():
         parts[name].load_state_dict(state)
-    chosen = find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = launch.find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in parts.values():
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
@@ -335,14 +335,6 @@ def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
         return painter.paint(requests, **options)
 
     return paint
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; ValueError where it is not here."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device
-        raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _check_resume(run_dir: Path, resume: str) -> None:

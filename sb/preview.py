@@ -38,14 +38,15 @@ def linear_decode(latents: Tensor, pictures: Tensor) -> Decode:
         rows = z.float().movedim(1, -1).flatten(0, 2)
         return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # (cells, C + 1)
 
-    colours = F.adaptive_avg_pool2d(pictures.float(), tuple(latents.shape[-2:])).movedim(1, -1).flatten(0, 2)
+    cells = latents.shape[-2], latents.shape[-1]
+    colours = F.adaptive_avg_pool2d(pictures.float(), cells).movedim(1, -1).flatten(0, 2)
     known = inputs(latents)
     ridge = 1e-3 * len(known) * torch.eye(known.shape[1], device=known.device)
     matrix = torch.linalg.solve(known.T @ known + ridge, known.T @ colours)
     size = pictures.shape[-2:]
 
     def decode(z: Tensor) -> Tensor:
-        cells = (inputs(z) @ matrix).unflatten(0, (len(z), *z.shape[-2:])).movedim(-1, 1)
-        return F.interpolate(cells, size, mode="bilinear", align_corners=False)
+        painted = (inputs(z) @ matrix).unflatten(0, (len(z), *z.shape[-2:])).movedim(-1, 1)
+        return F.interpolate(painted, size, mode="bilinear", align_corners=False)
 
     return decode

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def create_app(
     counters = Counters()
     jobs = Jobs(models, limits, counters.painted)
     counters.watch(jobs)
+    server = _Server(models, limits, jobs, counters, provenance)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -95,39 +96,7 @@ def create_app(
 
     @app.post("/v1/inpaint", summary="Paint an object into a picture", openapi_extra=_schema())
     async def inpaint(http: Http) -> Response:
-        began = time.monotonic()
-        files, values = await _parts(http, limits)
-        fields = read_fields(values, limits)
-        name = next(iter(models)) if fields.model is None else fields.model
-        if name not in models:
-            raise Refused(404, "model: there is none of this id; GET /v1/models lists them")
-        painter = models[name]
-        requests, source = await asyncio.to_thread(
-            read_requests, files.get("image"), files.get("mask"), fields, painter.ladder.num_levels, limits
-        )
-        if fields.task and fields.task not in painter.tasks:
-            raise Refused(422, f"task: this model knows {', '.join(painter.tasks) or 'none'}")
-        given = {"steps": fields.steps, "guidance": fields.guidance}
-        client = _Client(http, STREAM in http.headers.get("accept", ""))
-        options = {key: value for key, value in given.items() if value is not None}
-        job = Job(name, requests, options, client.tell)
-        try:
-            client.ahead = jobs.put(job)
-        except Full:
-            raise Refused(429, f"the queue is full ({limits.queue} requests wait): try again in a moment") from None
-        except RuntimeError:
-            raise Refused(503, "the server is shutting down") from None
-        note = name if provenance else None
-        if client.streams:
-            return StreamingResponse(_stream(client, job, source, fields, note, counters), media_type=STREAM)
-        event = await client.wait(job)
-        _raise_for(event)
-        counters.answered(200, time.monotonic() - began)
-        wanted = http.headers.get("accept", "")
-        if wanted.startswith("image/"):
-            content, kind = await asyncio.to_thread(_picture, event.value[0], source, fields.format, note)
-            return Response(content, media_type=kind, headers={"X-Seed": str(event.value[0].seed)})
-        return JSONResponse(await asyncio.to_thread(_answer, event.value, source, fields, note, name))
+        return await server.inpaint(http)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -149,6 +118,53 @@ def describe(name: str, painter: Inpainter) -> dict[str, Any]:
         "id": name, "native_px": painter.native_px, "levels": painter.ladder.num_levels, "tasks": painter.tasks,
         "steps": options["steps"], "guidance": options["guidance"], "licence": painter.about.get("licence"),
     }
+
+
+@dataclass(frozen=True)
+class _Server:
+    """What answers a request to paint."""
+
+    models: Mapping[str, Inpainter]
+    limits: Limits
+    jobs: Jobs
+    counters: Counters
+    provenance: bool
+
+    async def inpaint(self, http: Http) -> Response:
+        """From a request's bytes to the picture, the JSON or the events that it asks for."""
+        began = time.monotonic()
+        files, values = await _parts(http, self.limits)
+        fields = read_fields(values, self.limits)
+        name = next(iter(self.models)) if fields.model is None else fields.model
+        if name not in self.models:
+            raise Refused(404, "model: there is none of this id; GET /v1/models lists them")
+        painter = self.models[name]
+        if fields.task and fields.task not in painter.tasks:
+            raise Refused(422, f"task: this model knows {', '.join(painter.tasks) or 'none'}")
+        requests, source = await asyncio.to_thread(
+            read_requests, files.get("image"), files.get("mask"), fields, painter.ladder.num_levels, self.limits
+        )
+        wanted = http.headers.get("accept", "")
+        client = _Client(http, STREAM in wanted)
+        options = {key: value for key in ("steps", "guidance") if (value := getattr(fields, key)) is not None}
+        job = Job(name, requests, options, client.tell)
+        try:
+            client.ahead = self.jobs.put(job)
+        except Full:
+            line = f"the queue is full ({self.limits.queue} requests wait): try again in a moment"
+            raise Refused(429, line) from None
+        except RuntimeError:
+            raise Refused(503, "the server is shutting down") from None
+        note = name if self.provenance else None
+        if client.streams:
+            return StreamingResponse(_stream(client, job, source, fields, note, self.counters), media_type=STREAM)
+        event = await client.wait(job)
+        _raise_for(event)
+        self.counters.answered(200, time.monotonic() - began)
+        if wanted.startswith("image/"):
+            content, kind = await asyncio.to_thread(_picture, event.value[0], source, fields.format, note)
+            return Response(content, media_type=kind, headers={"X-Seed": str(event.value[0].seed)})
+        return JSONResponse(await asyncio.to_thread(_answer, event.value, source, fields, note, name))
 
 
 class _Client:
