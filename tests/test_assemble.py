@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, build_denoiser, build_text, build_vae, load_inpainter
+from sb.assemble import assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.unet import UNet
+from sb.networks import build_denoiser, build_text, build_vae
 from sb.registry import register
 from sb.types import Request
 
