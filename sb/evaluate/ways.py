@@ -14,12 +14,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from tqdm import tqdm
 
-from sb.config import check_keys
+from sb.config import check_keys, key_values
 from sb.data.crop import Crop
 from sb.data.pipeline import Look, Samples
 from sb.data.shapes import draw_scene, scene_seed
@@ -51,10 +49,7 @@ class Way:
     def parse(cls, text: str) -> "Way":
         """``name: key=value key=value``, or a name alone for the model's own options; ValueError otherwise."""
         name, _, rest = text.partition(":")
-        try:
-            changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split()))
-        except OmegaConfBaseException as error:
-            raise ValueError(f"'{text}' is no way of painting: {str(error).splitlines()[0]}") from None
+        changes = key_values(rest.split())
         check_keys(f"way '{name.strip()}'", changes, [*OTHER_KEYS, *(field.name for field in fields(PaintOptions))])
         return cls(name.strip(), changes)
 
