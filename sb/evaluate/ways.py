@@ -1,7 +1,8 @@
 """Ways of painting side by side: the same requests painted under different options, what each is worth and costs.
 
 A way is a name and what differs from the model's own options: keys of ``inpaint:``, and besides ``model`` (another
-model), ``sampler``, and ``large`` (the side of a picture that a scene is pasted into before it is painted).
+model), ``sampler``, ``encode`` (of its conditioning), and ``large`` (the side of a picture that a scene is pasted into
+before it is painted).
 
 Legend: B requests, H W pixels.
 """
@@ -31,10 +32,10 @@ from sb.evaluate.seams import colour_shift, seams
 from sb.evaluate.shapes import painted_of
 from sb.evaluate.shapes_metrics import Scores, decibel, object_of, score
 from sb.inpaint import Inpainter
-from sb.registry import lookup
+from sb.registry import build, lookup
 from sb.types import Request, Result
 
-OTHER_KEYS = ("model", "sampler", "large")
+OTHER_KEYS = ("model", "sampler", "encode", "large")
 Load = Callable[[str], Inpainter]
 
 
@@ -59,6 +60,9 @@ class Way:
         painter = copy.copy(load(str(changes["model"])) if "model" in changes else own)
         if "sampler" in changes:
             painter.sampler = lookup("sampler", changes["sampler"])
+        if "encode" in changes:
+            shown = {"mask_channels": painter.conditioning.mask_channels, "encode": changes["encode"]}
+            painter.conditioning = build("conditioning", {"name": "smartbrush", **shown})
         options = {key: value for key, value in changes.items() if key not in OTHER_KEYS}
         painter.options = PaintOptions(**{**vars(painter.options), **options})
         return painter

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sb.conditioning import SmartBrushConditioning
 from sb.denoising import PaintOptions
 from sb.evaluate import ways
 from sb.evaluate.oracle import Oracle
@@ -52,7 +53,12 @@ def oracle():
 
 def truth_of(cases):
     by_seed = {case.seed: case for case in cases}
-    return lambda request, options: by_seed[request.seed].image if options.steps > 5 else by_seed[request.seed].background
+
+    def answer(request, options):
+        case = by_seed[request.seed]
+        return case.image if options.steps > 5 else case.background
+
+    return answer
 
 
 def test_a_way_changes_what_it_says_and_nothing_else():
@@ -60,6 +66,9 @@ def test_a_way_changes_what_it_says_and_nothing_else():
     painter = Way.parse("less: steps=3 use_predicted=false sampler=ddim").painter(own, None)
     assert painter.options == PaintOptions(steps=3, use_predicted=False) and painter.sampler is ddim
     assert own.options == PaintOptions() and own.sampler is unipc
+    own.conditioning = SmartBrushConditioning(16)
+    full = Way.parse("full: encode=full").painter(own, None).conditioning
+    assert (full.encode, full.mask_channels, own.conditioning.encode) == ("full", 16, "masked")
     assert Way.parse("default") == Way("default", {})
     assert Way.parse("student: model=b steps=4").painter(own, {"b": other}.get).options.steps == 4
     assert other.options == PaintOptions()
