@@ -10,7 +10,7 @@ SB = ROOT / "sb"
 # lower never imports higher; the longest matching prefix counts
 RANKS = {
     "sb.registry": 0, "sb.types": 0, "sb.masks": 0, "sb.schedule": 0, "sb.config": 0, "sb.losses": 0,
-    "sb.pictures": 0, "sb.provenance": 0, "sb.faults": 0,
+    "sb.pictures": 0, "sb.provenance": 0, "sb.diversity": 0, "sb.faults": 0,
     "sb.samplers": 1, "sb.guidance": 1, "sb.conditioning": 1, "sb.sharding": 1, "sb.checkpoints": 1,
     "sb.models": 2, "sb.data": 2, "sb.callbacks": 2,
     "sb.formats": 3, "sb.inpaint": 3, "sb.denoising": 2, "sb.app": 5, "sb.frame": 0, "sb.preview": 0, "sb.colour": 1,
