@@ -84,7 +84,7 @@ def encoded(image: Image.Image, form: str = "png", note: str | None = None) -> b
 def open_image(path: str | Path) -> Image.Image:
     """A decoded picture from a file; ValueError that names it where it cannot be read."""
     try:
-        with open(path, "rb") as file:  # not by name: a TIFF to be turned comes out scrambled where Pillow maps the file
+        with open(path, "rb") as file:  # not by name: Pillow would map it, and scramble a TIFF that is to be turned
             image = Image.open(file)
             if any(";16" in str(part[3]) for part in getattr(image, "tile", ())):
                 image.info[BITS] = 16  # Pillow keeps the high byte of several channels and says no more of it
@@ -183,8 +183,9 @@ def side_by_side(
     if len(results) == 1 and results[0].predicted is not None:
         panels.append((results[0].predicted * 255).round().to(torch.uint8).expand(3, -1, -1))
     pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in (*panels, *(r.pixels for r in results))]
-    for picture in pictures if side_px else ():
-        picture.thumbnail((side_px, side_px))
+    if side_px is not None:
+        for picture in pictures:
+            picture.thumbnail((side_px, side_px))
     width, height = pictures[0].size
     row = Image.new("RGB", ((width + gap_px) * len(pictures) - gap_px, height), "white")
     for place, picture in enumerate(pictures):

@@ -159,7 +159,8 @@ def test_masks_from_pictures_layers_and_arrays():
     layer = np.zeros((4, 6, 4), np.uint8)
     layer[..., 3] = drawn
     picture = Image.fromarray(drawn)
-    arrays = (drawn, drawn // 255, drawn > 0, drawn / 255 * 0.6, drawn.astype(np.uint16) * 257, (drawn // 255).astype(int))
+    deep, labels = drawn.astype(np.uint16) * 257, (drawn // 255).astype(int)
+    arrays = (drawn, drawn // 255, drawn > 0, drawn / 255 * 0.6, deep, labels)
     for mask in (picture, Image.fromarray(layer), picture.convert("1"), *arrays):
         assert torch.equal(pictures.mask_tensor(mask), expected)
 
@@ -208,7 +209,9 @@ def test_alpha_and_profile_are_copied_through():
     assert painted.getpixel((0, 0)) == (1, 2, 3, 77) and painted.info["icc_profile"] == b"profile"
 
 
-@pytest.mark.parametrize("mode, copied", [("RGB", True), ("RGBA", True), ("P", True), ("L", False), ("LA", False), ("CMYK", False)])
+@pytest.mark.parametrize("mode, copied", [
+    ("RGB", True), ("RGBA", True), ("P", True), ("L", False), ("LA", False), ("CMYK", False),
+])
 def test_only_a_profile_of_rgb_is_copied(mode, copied, tmp_path):
     source = Image.new(mode, (4, 4))
     source.info["icc_profile"] = b"profile"
