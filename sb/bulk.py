@@ -29,7 +29,7 @@ from sb.types import Request, Result
 
 RECORD = "request.json"
 STRIP_PX, THUMBNAIL_PX = 384, 144  # longest side of a picture in a strip of variations, and in the report
-WAITING = 4  # batches that may be held until they are full
+WAITING, WAITING_PX = 4, 100_000_000  # batches, and pixels of their pictures, that may wait to become full ones
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class _Run:
         self._waiting.setdefault(alike, []).extend((job, n) for n in range(len(job.requests)))
         while len(self._waiting.get(alike, ())) >= self.batch:
             self._paint(alike)
-        while sum(map(len, self._waiting.values())) > WAITING * self.batch:
+        while self._full():
             self._paint(max(self._waiting, key=lambda key: len(self._waiting[key])))
 
     def finish(self) -> None:
@@ -140,6 +140,10 @@ class _Run:
         tqdm.write(f"error: {self.file}:{line}: {said}", file=sys.stderr)
         self.rows[line] = {"line": line, "id": order and order.id, "status": "failed", "error": said}
         self.bar.update()
+
+    def _full(self) -> bool:
+        held = [job.requests[n].mask.numel() for pairs in self._waiting.values() for job, n in pairs]
+        return len(held) > WAITING * self.batch or sum(held) > WAITING_PX
 
     def _paint(self, alike: tuple[Any, ...]) -> None:
         waiting = self._waiting.pop(alike)

@@ -20,7 +20,7 @@ HEAD = """<!doctype html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
 h1 {{ font-size: 1.4rem; }}
 .row {{ border-top: 1px solid #8884; padding: .8rem 0; }}
-.row img {{ display: block; max-width: 100%; margin: .4rem 0; }}
+.row img {{ height: 8rem; max-width: 100%; object-fit: contain; object-position: left; margin: .4rem 0; }}
 .said {{ font-weight: 600; }}
 .facts, .facts a {{ color: #777; }}
 .failed .said {{ color: #c33; }}

@@ -1,6 +1,8 @@
 """Pictures and masks from files, PIL images or arrays to tensors, and back to files.
 
-A picture is read as a person sees it: turned upright by its EXIF orientation, as 8-bit RGB.
+A picture is read as a person sees it: turned upright by its EXIF orientation, as 8-bit RGB. Of 16 bits a channel the
+high 8 count, floats go from 0 to 1, CMYK is plain ink (a profile of it is not followed; JPEGs store it inverted), and
+what is transparent, in a channel or as a colour or palette entry, becomes the result's alpha.
 """
 
 import io

@@ -162,6 +162,10 @@ def test_no_more_than_a_few_batches_are_held(painter, folder, monkeypatch):
     monkeypatch.setattr(bulk._Run, "take", counted)
     run(painter, folder, [a_line(id=f"a{n}", threshold=n / 20) for n in range(12)], batch=2)
     assert max(held) == bulk.WAITING * 2 and sizes == [1] * 12
+    monkeypatch.setattr(bulk, "WAITING_PX", 3 * 24 * 40)
+    held.clear()
+    run(painter, folder, [a_line(id=f"b{n}") for n in range(8)], batch=6)
+    assert max(held) == 3 and sizes[12:] == [4, 4]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory\nat length"), MemoryError()])
