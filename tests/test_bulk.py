@@ -210,16 +210,6 @@ def test_variations_are_numbered_and_their_diversity_is_theirs(painter, folder):
     assert Image.open(out / "a" / "side_by_side.png").size == (5 * 40 + 4 * 4, 24)
 
 
-def test_the_report_stands_alone(painter, folder):
-    run(painter, folder, [a_line(text="<b>red</b> & star"), a_line("b", text=""), "{"])
-    page = (folder / "out" / "report.html").read_text()
-    assert page.count('src="data:image/jpeg;base64,') == 2 and not re.search(r'(src|href)="(https?:)?//', page)
-    assert "&lt;b&gt;red&lt;/b&gt; &amp; star" in page and "this line is not JSON" in page
-    assert "<p>2 painted, 1 failed</p>" in page
-    for link in re.findall(r'href="([^"]+)"', page):
-        assert (folder / "out" / link).is_file()
-
-
 def test_a_file_without_requests_is_refused(painter, folder):
     for content in (None, "\n\n"):
         if content:
