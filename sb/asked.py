@@ -31,12 +31,13 @@ OPTIONS = [field.name for field in fields(PaintOptions)]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to paint where. box: x, y, w, h, as text or list, in the place of a mask. variations: results with the seeds
-    seed, seed + 1, ... id: what the results are filed under; without one, the picture's name and a digest of all that
-    is asked. ValueError for what cannot be meant."""
+    """What to paint where. text: "" paints by shape alone; it may be left out where a task is named. box: x, y, w, h,
+    as text or list, in the place of a mask. variations: results with the seeds seed, seed + 1, ... id: what the results
+    are filed under; without one, the picture's name and a digest of all that is asked. ValueError for what cannot be
+    meant."""
 
     image: str
-    text: str
+    text: str | None = None
     mask: str | None = None
     box: Sequence[int] | str | None = None
     precision: float | str = "outline"
@@ -49,6 +50,8 @@ class Asked:
     def __post_init__(self) -> None:
         if (self.mask is None) == (self.box is None):
             raise ValueError("needs a mask or a box, and not both")
+        if self.text is None and not self.task:
+            raise ValueError("needs a text, if only an empty one")
         level_of(self.precision, 1)
         self.corners()
         if not 1 <= self.variations <= 1000:
@@ -84,7 +87,7 @@ class Order:
 
     def record(self, painter: Inpainter, model: str) -> dict[str, Any]:
         """All that decides the result, as JSON holds it; ValueError where a file is missing."""
-        said = {**asdict(self.asked), "box": self.asked.corners(), "model": model}
+        said = {**asdict(self.asked), "text": self.asked.text or "", "box": self.asked.corners(), "model": model}
         del said["id"]
         level = level_of(self.asked.precision, painter.ladder.num_levels)
         digests = {
@@ -107,7 +110,7 @@ class Order:
         if asked.task:
             check_keys("task: this model", [asked.task], painter.tasks)
         level = level_of(asked.precision, levels)
-        one = Request(image, mask, asked.text, level, asked.seed, asked.negative, asked.task).check(levels)
+        one = Request(image, mask, asked.text or "", level, asked.seed, asked.negative, asked.task).check(levels)
         return [replace(one, seed=asked.seed + number) for number in range(asked.variations)]
 
     def _digest(self, name: str) -> str:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sb import config as run_files
 from sb import launch, provenance
-from sb.assemble import build_data, build_text, build_vae, check
+from sb.assemble import build_data, check
 from sb.data.decode import read_record
 from sb.data.latents import Bits, moments_bytes, write_texts
 from sb.data.ledger import Broken
@@ -34,6 +34,7 @@ from sb.data.write import LABEL_ONLY, fingerprint_of, finish, is_finished, liste
 from sb.launch import find_device
 from sb.masks import Ladder
 from sb.models.latents import facts_of, tower_facts
+from sb.networks import build_text, build_vae
 from sb.registry import call
 
 TEXTS_AT_ONCE = 256

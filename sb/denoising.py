@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, f pixels per cell side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Denoiser:
         schedule: Schedule,
         conditioning: Conditioning,
         requests: Sequence[Request],
-        tasks: Sequence[str],
+        tasks: Mapping[str, bool],
         canvas: Canvas,
         options: PaintOptions,
     ):
@@ -80,8 +80,10 @@ class Denoiser:
         self.predicted: Tensor | None = None  # (B, k, h, w), the running mask of the object
         level = torch.tensor([r.level for r in requests], device=canvas.clean.device)
         self.threshold = options.threshold * level.clamp(max=1).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
-        rows = [tasks.index(r.task) if r.task else 0 for r in requests]
+        rows = [list(tasks).index(r.task) if r.task else 0 for r in requests]
         task = torch.tensor(rows, device=canvas.clean.device)
+        without = [not tasks.get(r.task, True) for r in requests]
+        self.no_object = torch.tensor(without, device=canvas.clean.device).view(-1, 1, 1, 1)
         guided = options.guidance != 1.0
         features = text.encode([r.text for r in requests] + [r.negative for r in requests if guided])
         self.both = Condition(
@@ -114,7 +116,7 @@ class Denoiser:
         if answer.mask_logits is not None:
             self.predicted = answer.mask_logits.sigmoid()
             if options.use_predicted and self.calls >= options.preserve_from * options.steps:
-                region = region * self._object_cells(self.predicted)
+                region = region * torch.where(self.no_object, 1.0, self._object_cells(self.predicted))
         self.calls += 1
         self.x0 = self.conditioning.put_back(answer.x0, canvas, region)
         return Denoised(self.x0, answer.mask_logits)

@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixel
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -40,17 +40,18 @@ class Inpainter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         about: dict[str, Any] | None = None,
-        tasks: Sequence[str] = (),
+        tasks: Mapping[str, bool] | None = None,
         native_px: int | None = None,
         preview: Decode | None = None,
     ):
-        """about: what the model folder says of itself. dtype: of the autocast that networks run in. tasks: their names,
-        in the order of the denoiser's task rows. native_px: the side of the pictures that it was trained on; in larger
-        ones a part is painted. preview: a quick decoder of the same latents, for pictures on the way."""
+        """about: what the model folder says of itself. dtype: of the autocast that networks run in. tasks: those that
+        the denoiser is told of, in the order of its rows, and whether they paint an object. native_px: the side of the
+        pictures that it was trained on; in larger ones a part is painted. preview: a quick decoder of the same latents,
+        for pictures on the way."""
         self.denoiser, self.vae, self.text = denoiser, vae, text
         self.schedule, self.ladder, self.conditioning, self.sampler = schedule, ladder, conditioning, sampler
         self.options, self.device, self.dtype = options, torch.device(device), dtype
-        self.about, self.tasks, self.native_px, self.preview = about or {}, list(tasks), native_px, preview
+        self.about, self.tasks, self.native_px, self.preview = about or {}, dict(tasks or {}), native_px, preview
         self.grid = int(getattr(denoiser, "grid", 1))  # the latent size must be a multiple of this
 
     @classmethod
@@ -143,6 +144,8 @@ class Inpainter:
         """What the model made of a frame, pasted into the request's picture at the picture's own resolution."""
         picture, mask = frame.cut(request.image).float(), frame.cut(request.mask)
         decoded = frame.unscaled(decoded).clamp(0, 255)
+        if not self.tasks.get(request.task, True):
+            predicted = None
         if predicted is not None:
             predicted = frame.unscaled(predicted).clamp(0, 1) * mask
         weight = masks.paste_mask(

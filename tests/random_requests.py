@@ -50,7 +50,7 @@ def tiny_painter(native_px: int | None = None) -> Inpainter:
         unet.eval(), TinyVAE(latent_channels=4, stages=3, widths=8, blocks=1).eval(),
         tiny(width=16, layers=1, heads=2).eval(), scaled_linear(prediction="v", zero_terminal_snr=True),
         Ladder([{"name": "outline"}, {"name": "blur", "sigma": 0.1}, {"name": "box"}]), SmartBrushConditioning(1),
-        ddim, PaintOptions(steps=2, guidance=2.0), tasks=["object", "remove"], native_px=native_px,
+        ddim, PaintOptions(steps=2, guidance=2.0), tasks={"object": True, "remove": False}, native_px=native_px,
     )
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, build_denoiser, build_text, build_vae, load_inpainter
+from sb.assemble import assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.unet import UNet
+from sb.networks import build_denoiser, build_text, build_vae
 from sb.registry import register
 from sb.types import Request
 
@@ -42,6 +43,10 @@ def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path):
         base = assemble(shrunk("coco.yaml", [*tiny_overrides, f"run_dir={tmp_path}/start"]))
         base.fit()
         start = [f"start={base.run_dir}", f"vae.weights={base.run_dir}"]
+    if config.load(CONFIGS / name).teacher:
+        base = assemble(shrunk("quickstart.yaml", [*tiny_overrides, f"run_dir={tmp_path}/teacher"]))
+        base.fit()
+        start += [f"teacher={base.run_dir}"]
     run = assemble(shrunk(name, [*tiny_overrides, *start]))
     run.fit()
     assert run.system.images_seen == 8

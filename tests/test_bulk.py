@@ -59,15 +59,16 @@ def watched(painter, monkeypatch):
 
 def test_every_line_is_painted_as_if_alone(painter, folder):
     lines = [a_line(seed=3), a_line("b", steps=1, precision="box"), a_line(id="c", box=[2, 3, 9, 8], mask=None)]
+    lines += [{"id": "d", "image": "a.png", "mask": "a_mask.png", "task": "remove"}]
     counts, rows = run(painter, folder, lines, common={"guidance": 1.5})
-    assert counts == {"painted": 3} and [row["id"] for row in rows] == ["a", "b", "c"]
+    assert counts == {"painted": 4} and [row["id"] for row in rows] == ["a", "b", "c", "d"]
     image, mask = image_tensor(folder / "a.png"), mask_tensor(folder / "a_mask.png")
     alone = painter.paint([Request(image, mask, "red star", 0.0, 3)], guidance=1.5)[0]
     written = image_tensor(folder / "out" / "a" / "result.png")
     assert (written.int() - alone.pixels.int()).abs().max() <= 1 and not torch.equal(written, image)
     assert {path.name for path in (folder / "out" / "a").iterdir()} == {*bulk.names(1), "thumbnail.jpg"}
     assert (rows[1]["steps"], rows[1]["level"], rows[0]["steps"], rows[1]["guidance"]) == (1, 2.0, 2, 1.5)
-    assert rows[2]["box"] == [2, 3, 9, 8]
+    assert rows[2]["box"] == [2, 3, 9, 8] and (rows[3]["text"], rows[3]["task"]) == ("", "remove")
 
 
 def test_a_second_call_paints_only_what_is_missing(painter, folder, monkeypatch):
@@ -107,7 +108,7 @@ BAD = [
     ("{", "this line is not JSON: Expecting property name"),
     ("[1]", "a request is an object of keys, not [1]"),
     (a_line(txt="x"), "a request has no key 'txt'; did you mean 'text'?"),
-    ({"image": "a.png", "mask": "a_mask.png"}, "a request needs 'text'"),
+    ({"image": "a.png", "mask": "a_mask.png"}, "needs a text, if only an empty one"),
     (a_line(box="1,2,3,4"), "needs a mask or a box, and not both"),
     (a_line(mask=None), "needs a mask or a box, and not both"),
     (a_line(mask=None, box=[1, 2, 3]), "must read x,y,w,h"),

@@ -29,7 +29,7 @@ def painter() -> Inpainter:
     schedule = scaled_linear(prediction="v", zero_terminal_snr=True)
     return Inpainter(
         unet.eval(), vae.eval(), text.eval(), schedule, LADDER, SmartBrushConditioning(16), ddim,
-        PaintOptions(steps=3, guidance=2.0), tasks=["object", "remove"],
+        PaintOptions(steps=3, guidance=2.0), tasks={"object": True, "remove": False},
     )
 
 
@@ -90,6 +90,15 @@ def test_at_the_outline_the_mask_is_the_object(painter):
     results = [painter.paint([request], threshold=threshold)[0] for threshold in (0.0, 1.0)]
     assert torch.equal(results[0].pixels, results[1].pixels)
     assert not torch.equal(results[0].pixels, request.image)
+
+
+def test_a_task_without_an_object_paints_the_whole_mask(painter):
+    """What the mask head says of a request that paints no object is nothing, whatever it is batched with."""
+    both = [a_request(level=2.0, task=task) for task in ("remove", "object")]
+    removed, painted = painter.paint(both, threshold=1.0, feather_px=0)
+    inside = both[0].mask.bool().expand(3, -1, -1)
+    assert removed.predicted is None and torch.equal(removed.pixels[inside], removed.decoded[inside])
+    assert painted.predicted is not None and torch.equal(painted.pixels, both[1].image)
 
 
 def test_in_python_with_pictures(painter):

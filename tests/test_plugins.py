@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, build_denoiser, load_inpainter
+from sb.assemble import assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.text import tiny
+from sb.networks import build_denoiser
 from sb.registry import build
 from sb.types import Condition, Request
 

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--image", help="the picture to paint into")
     parser.add_argument("--mask", help="a picture of the image's size; white = paint here")
     parser.add_argument("--box", help="x,y,w,h in pixels, in the place of a mask")
-    parser.add_argument("--text", help="the object to paint")
+    parser.add_argument("--text", help="the object to paint; '' paints by shape alone")
     parser.add_argument("--precision", help="1 or outline: follow the mask (default); 0 or box: be in it")
     parser.add_argument("--negative", help="what not to paint")
     parser.add_argument("--task", help="for a model that is told the task: its name (default: the first)")
