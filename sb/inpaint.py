@@ -55,11 +55,13 @@ class Inpainter:
         self.grid = int(getattr(denoiser, "grid", 1))  # the latent size must be a multiple of this
 
     @classmethod
-    def load(cls, path: str, device: str = "auto") -> "Inpainter":
-        """The Inpainter of a run folder, its ``model`` folder, or one file of a model folder."""
+    def load(
+        cls, path: str, device: str = "auto", dtype: str | None = None, compiled: bool = False
+    ) -> "Inpainter":
+        """The Inpainter of a MODEL, as ``sb.assemble.load_inpainter`` describes it."""
         import importlib  # the loader stands above this module and is bound at call time
 
-        return importlib.import_module("sb.assemble").load_inpainter(path, device)
+        return importlib.import_module("sb.assemble").load_inpainter(path, device, dtype, compiled)
 
     def __call__(
         self,
@@ -144,13 +146,14 @@ class Inpainter:
         """What the model made of a frame, pasted into the request's picture at the picture's own resolution."""
         picture, mask = frame.cut(request.image).float(), frame.cut(request.mask)
         decoded = frame.unscaled(decoded).clamp(0, 255)
+        feather_px = options.feather_px
         if not self.tasks.get(request.task, True):
-            predicted = None
+            predicted, feather_px = None, 0  # a fade would leave the rim of what is erased
         if predicted is not None:
             predicted = frame.unscaled(predicted).clamp(0, 1) * mask
         weight = masks.paste_mask(
             mask[None], predicted[None] if options.use_predicted and predicted is not None else None,
-            threshold=threshold, dilate_px=options.dilate_px, feather_px=options.feather_px,
+            threshold=threshold, dilate_px=options.dilate_px, feather_px=feather_px,
         )[0]
         match = build("colour_match", {"name": options.colour_match})
         matched = match(decoded, picture, (weight > 0).float())

@@ -295,3 +295,26 @@ def test_a_checkpoint_cut_off_is_passed_over_by_name_and_none_left_is_refused(tr
     with pytest.raises(ValueError, match="none of the 2 checkpoints in .*last.ckpt is not a readable") as error:
         resumed(overrides, "trainer.images=16")
     assert "\n" not in str(error.value)
+
+
+def test_the_dtype_changes_what_is_computed_in_and_keeps_the_casts_answers(trained):
+    run, _ = trained
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    request = Request(image, torch.ones(1, 32, 32, dtype=torch.uint8), "red star", seed=1)
+    plain, low = (load_inpainter(run.run_dir, dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert low.denoiser.conv_in.weight.dtype == torch.bfloat16 and plain.denoiser.conv_in.weight.dtype == torch.float32
+    fp32, bf16 = (painter.paint([request])[0].decoded for painter in (plain, low))
+    plain.dtype = torch.bfloat16  # the casts at every call
+    assert torch.equal(plain.paint([request])[0].decoded, bf16) and not torch.equal(fp32, bf16)
+    assert load_inpainter(run.run_dir).dtype == torch.float32  # as it was trained
+    with pytest.raises(ValueError, match="dtype 'fp16' is none of fp32, bf16"):
+        load_inpainter(run.run_dir, dtype="fp16")
+
+
+@pytest.mark.slow
+def test_a_compiled_painter_paints_the_same(trained):
+    run, _ = trained
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    request = Request(image, torch.ones(1, 32, 32, dtype=torch.uint8), "red star", seed=1)
+    plain, quick = (load_inpainter(run.run_dir, compiled=compiled).paint([request])[0] for compiled in (False, True))
+    assert (plain.decoded.int() - quick.decoded.int()).abs().max() <= 1

@@ -95,7 +95,7 @@ def test_at_the_outline_the_mask_is_the_object(painter):
 def test_a_task_without_an_object_paints_the_whole_mask(painter):
     """What the mask head says of a request that paints no object is nothing, whatever it is batched with."""
     both = [a_request(level=2.0, task=task) for task in ("remove", "object")]
-    removed, painted = painter.paint(both, threshold=1.0, feather_px=0)
+    removed, painted = painter.paint(both, threshold=1.0, feather_px=2)
     inside = both[0].mask.bool().expand(3, -1, -1)
     assert removed.predicted is None and torch.equal(removed.pixels[inside], removed.decoded[inside])
     assert painted.predicted is not None and torch.equal(painted.pixels, both[1].image)

@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, help="default: the model's own")
     parser.add_argument("--batch", type=int, default=8, help="pictures painted together (default 8)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="to compute in (default: as the model was trained)")
     parser.add_argument("--out", type=Path, default=Path("painted"))
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
@@ -62,7 +63,7 @@ def paint_file(args: argparse.Namespace) -> int:
 
     if not args.requests.is_file():
         raise ValueError(f"no file of requests at {args.requests}")
-    painter = Inpainter.load(args.model, args.device)
+    painter = Inpainter.load(args.model, args.device, args.dtype)
     counts = bulk.paint_file(painter, args.requests, args.out, args.model, options(args), args.batch)
     print(f"{', '.join(f'{count} {status}' for status, count in counts.items())}: {args.out / REPORT}")
     return 1 if counts["failed"] else 0
@@ -75,7 +76,7 @@ def paint(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
     order = read_order(given, options(args))
     source, image, mask = order.open()
-    painter = Inpainter.load(args.model, args.device)
+    painter = Inpainter.load(args.model, args.device, args.dtype)
     requests = order.requests(image, mask, painter)
     results = []
     for start in range(0, len(requests), args.batch):

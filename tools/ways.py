@@ -12,7 +12,7 @@ EXAMPLE = """example:
   python tools/ways.py runs/tiny_photos --photos shards/coco/val "default" "no match: colour_match=none"
   python tools/ways.py runs/quickstart --oracle runs/quickstart/oracle.safetensors --remove
 a way is `name: key=value key=value`, keys of inpaint: in a run file, or model=, sampler=, encode=,
-large=; the first is the one
+compiled=, large=; the first is the one
 that the others' losses are counted from"""
 
 

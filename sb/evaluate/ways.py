@@ -1,8 +1,8 @@
 """Ways of painting side by side: the same requests painted under different options, what each is worth and costs.
 
 A way is a name and what differs from the model's own options: keys of ``inpaint:``, and besides ``model`` (another
-model), ``sampler``, ``encode`` (of its conditioning), and ``large`` (the side of a picture that a scene is pasted into
-before it is painted).
+model), ``sampler``, ``encode`` (of its conditioning), ``compiled`` (the denoiser), and ``large`` (the side of a picture
+that a scene is pasted into before it is painted).
 
 Legend: B requests, H W pixels.
 """
@@ -35,7 +35,7 @@ from sb.inpaint import Inpainter
 from sb.registry import build, lookup
 from sb.types import Request, Result
 
-OTHER_KEYS = ("model", "sampler", "encode", "large")
+OTHER_KEYS = ("model", "sampler", "encode", "compiled", "large")
 Load = Callable[[str], Inpainter]
 
 
@@ -63,6 +63,8 @@ class Way:
         if "encode" in changes:
             shown = {"mask_channels": painter.conditioning.mask_channels, "encode": changes["encode"]}
             painter.conditioning = build("conditioning", {"name": "smartbrush", **shown})
+        if changes.get("compiled"):
+            painter.denoiser = torch.compile(painter.denoiser)  # type: ignore[assignment]
         options = {key: value for key, value in changes.items() if key not in OTHER_KEYS}
         painter.options = PaintOptions(**{**vars(painter.options), **options})
         return painter
