@@ -77,6 +77,23 @@ class Page:
         ActionChains(self.browser).move_to_element_with_offset(self["stage"], x, y).click_and_hold().move_by_offset(
             dx, dy).release().perform()
 
+    def pinch(self, before, after):
+        """Two fingers in the middle of the stage, from one distance to another."""
+        middle = self.browser.execute_script(
+            "const box = arguments[0].getBoundingClientRect();"
+            "return [box.x + box.width / 2, box.y + box.height / 2]", self["stage"],
+        )
+
+        def touch(kind, *aparts):
+            points = [{"x": middle[0] + apart / 2, "y": middle[1], "id": n} for n, apart in enumerate(aparts)]
+            self.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -before)
+        touch("touchStart", -before, before)
+        touch("touchMove", -after, before)
+        touch("touchMove", -after, after)
+        touch("touchEnd")
+
     def drawn(self):
         """(H, W), True where the mask is."""
         content = self.browser.execute_script("return document.getElementById('mask').toDataURL()")
@@ -212,6 +229,9 @@ def test_the_picture_is_zoomed_moved_and_found_again(page, tmp_path, photo):
     page.drag(0, 0, -30, -20)
     assert place() == whole and not page.drawn().any()
     page.click("[data-tool=brush]")
+    page.pinch(40, 80)
+    assert float(place()[0][:-2]) == pytest.approx(2 * float(whole[0][:-2]), rel=1e-2) and not page.drawn().any()
+    page.click("#fit")
     page.drag(0, 0, 5, 5)
     assert page.drawn().any()
     page.click("[data-tool=erase]")
