@@ -88,7 +88,7 @@ function choose(index) {
   const { blob, mask: seen } = state.results[index];
   $("after").src = address(blob);
   $("after").hidden = false;
-  if (seen) $("seen").src = address(seen);
+  if (seen) $("seen").style.maskImage = `url(${address(seen)})`;
   $("slider").value = 100;
   [...$("results").children].forEach((child, i) => child.setAttribute("aria-pressed", i === index));
   compare();
