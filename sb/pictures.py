@@ -88,14 +88,19 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         with open(path, "rb") as file:  # not by name: Pillow would map it, and scramble a TIFF that is to be turned
             image = Image.open(file)
-            if any(";16" in str(part[3]) for part in getattr(image, "tile", ())):
-                image.info[BITS] = 16  # Pillow keeps the high byte of several channels and says no more of it
+            note_bits(image)
             image.load()
         return image
     except FileNotFoundError:
         raise ValueError(f"no image at {path}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+def note_bits(image: Image.Image) -> None:
+    """Keep how many bits a channel has in the file of a picture that is not yet decoded."""
+    if any(";16" in str(part[3]) for part in getattr(image, "tile", ())):
+        image.info[BITS] = 16  # Pillow keeps the high byte of several channels and says no more of it
 
 
 def loss_of(source: Image.Image) -> str | None:

@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("--no-provenance", action="store_true", help="write no note of origin into the pictures")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER", dest="limits",
                         help="max_pixels, max_side, max_bytes, steps, variations, queue, batch, seconds, ...")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", dest="hosts",
+                        help="a name that browsers call this server by, such as a proxy's; others are refused")
     args = parser.parse_args()
     try:
         serve(args)
@@ -37,17 +39,35 @@ def main() -> int:
 
 def serve(args: argparse.Namespace) -> None:
     try:
-        import uvicorn
-
         from sb.app.api import create_app
+        from sb.app.guard import LOCAL
+        from sb.app.serving import Server, listen
     except ImportError as error:
         raise ValueError(f"the app needs {error.name}: pip install -e '.[app]'") from None
-    from sb.app.limits import Limits
     from sb.inpaint import Inpainter
+
+    limits, token = limits_of(args.limits), None
+    if args.token_file:
+        token = args.token_file.read_text().split("\n")[0].strip()
+        if not token.isascii() or not token:
+            raise ValueError(f"--token-file {args.token_file}: its first line must be the token, in plain letters")
+    places = named(args.models)
+    bound, address = listen(args.host, args.port)
+    models = {name: Inpainter.load(path, args.device) for name, path in places.items()}
+    hosts = {*LOCAL, *args.hosts} if args.host in LOCAL or args.hosts else None
+    server = Server(create_app(models, limits, token, not args.no_provenance, hosts))
+    if args.host not in LOCAL and token is None:
+        print("everybody who can reach this machine can paint: --token-file keeps strangers out", file=sys.stderr)
+    print(f"{', '.join(models)}: {address}", flush=True)
+    server.run([bound])
+
+
+def limits_of(texts: list[str]) -> Any:
+    from sb.app.limits import Limits
 
     kinds = {field.name: field.type for field in fields(Limits)}
     chosen: dict[str, Any] = {}
-    for text in args.limits:
+    for text in texts:
         name, _, number = text.partition("=")
         if name not in kinds:
             raise ValueError(f"--limit {text}: there is no limit of this name; there are {', '.join(kinds)}")
@@ -55,19 +75,19 @@ def serve(args: argparse.Namespace) -> None:
             chosen[name] = float(number) if kinds[name] in ("float", float) else int(number)
         except ValueError:
             raise ValueError(f"--limit {text}: '{number}' is no number") from None
-    token = args.token_file.read_text().split("\n")[0].strip() if args.token_file else None
-    if token == "":
-        raise ValueError(f"--token-file {args.token_file}: its first line is empty")
-    models = {}
-    for text in args.models:
-        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+    return Limits(**chosen)
+
+
+def named(texts: list[str]) -> dict[str, str]:
+    """The models' paths by id: ``ID=path``, or a path whose last part is the id."""
+    models: dict[str, str] = {}
+    for text in texts:
+        name, _, path = ("", "", text) if "=" not in text or Path(text).exists() else text.partition("=")
         name = name or Path(path).resolve().name
         if name in models:
             raise ValueError(f"--model {text}: two models are called '{name}'; give one another name, ID={path}")
-        models[name] = Inpainter.load(path, args.device)
-    app = create_app(models, Limits(**chosen), token, not args.no_provenance)
-    print(f"{', '.join(models)}: http://{args.host}:{args.port}", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", server_header=False)
+        models[name] = path
+    return models
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -24,46 +24,69 @@ class Full(Exception):
     """The queue holds as many jobs as it may."""
 
 
+class Closed(Exception):
+    """The queue takes no more jobs."""
+
+
 class Abandoned(Exception):
     """Nobody waits for this batch any more."""
 
 
 class Event(NamedTuple):
-    """What a job's owner is told: ``progress`` with a Progress of its own requests, ``done`` with its results, or
-    ``error`` with a line, or ``late`` where its time is up."""
+    """What a job's owner is told: ``progress`` with a Progress of its own requests, ``done`` with its results,
+    ``refused`` with a line, or that it ``failed``, is ``late``, or that the queue was ``closed``."""
 
-    kind: Literal["progress", "done", "error", "late"]
+    kind: Literal["progress", "done", "refused", "failed", "late", "closed"]
     value: Any = None
 
 
 @dataclass(eq=False)
 class Job:
-    """Requests of one client for one model with one set of options. ``tell`` is called from the painter's thread."""
+    """Requests of one client for one model with one set of options. ``tell`` is called from the painter's thread.
+
+    deadline: of ``time.monotonic``. alike: jobs that differ in it are never painted together, such as the size at
+    which the model sees them.
+    """
 
     model: str
     requests: list[Request]
     options: Mapping[str, Any]
     tell: Callable[[Event], None]
-    deadline: float = 0.0
+    deadline: float
+    alike: Hashable = None
     cancelled: bool = False
-    key: tuple[Any, ...] = field(init=False)
+    key: Hashable = field(init=False)
 
     def __post_init__(self) -> None:
-        self.key = (self.model, tuple(sorted(self.options.items())), *{r.image.shape for r in self.requests})
+        self.key = (self.model, tuple(sorted(self.options.items())), self.alike)
 
     def over(self) -> bool:
         """Whether nobody waits for it, or too long."""
         return self.cancelled or time.monotonic() > self.deadline
 
+    def say(self, kind: Any, value: Any = None) -> None:
+        """Tell, unless nobody listens; a job whose owner cannot be told is cancelled."""
+        if self.cancelled:
+            return
+        try:
+            self.tell(Event(kind, value))
+        except Exception:
+            log.exception("a client could not be told")
+            self.cancelled = True
+
 
 class Jobs:
-    """The queue and its thread; ``painted`` hears of every batch: model, pictures in it, seconds."""
+    """The queue and its thread; ``painted`` hears of every batch: model, pictures in it, seconds.
+
+    pace: seconds that the last batch took.
+    """
 
     def __init__(
         self, models: Mapping[str, Inpainter], limits: Limits,
         painted: Callable[[str, int, float], None] = lambda model, pictures, seconds: None,
     ):
         self.models, self.limits, self.painted = models, limits, painted
+        self.pace = 0.0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -71,29 +94,32 @@ class Jobs:
         self._thread.start()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        with self._changed:
+            return sum(not job.cancelled for job in self._waiting)
 
     def put(self, job: Job) -> int:
-        """Queue a job; the number of jobs before it. Full where it finds no place, RuntimeError after ``close``."""
+        """Queue a job; the number of jobs before it. Full where it finds no place, Closed after ``close``."""
         with self._changed:
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
             if self._closed:
-                raise RuntimeError("the queue is closed")
+                raise Closed
             if len(self._waiting) >= self.limits.queue:
                 raise Full
-            job.deadline = time.monotonic() + self.limits.seconds
             self._waiting.append(job)
             self._changed.notify()
             return len(self._waiting) - 1
 
     def close(self) -> None:
-        """Answer what is being painted, tell the rest, end the thread."""
+        """Tell those that wait; what is being painted is answered still, by a thread that then ends."""
         with self._changed:
             self._closed = True
             left, self._waiting = list(self._waiting), deque()
             self._changed.notify()
         for job in left:
-            job.tell(Event("error", "the server is shutting down"))
+            job.say("closed")
+
+    def join(self) -> None:
+        """Wait until the last batch is answered."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -112,8 +138,7 @@ class Jobs:
         kept: deque[Job] = deque()
         for job in self._waiting:
             if job.over():
-                if not job.cancelled:
-                    job.tell(Event("late"))
+                job.say("late")
             elif not batch or (job.key == batch[0].key and self._fits(batch, job)):
                 batch.append(job)
             else:
@@ -135,28 +160,34 @@ class Jobs:
             once = replace(progress, draw=cache(progress.draw))
             for job in {id(owners[place]): owners[place] for place in progress.places}.values():
                 if not job.over():
-                    job.tell(Event("progress", _own(once, [owner is job for owner in owners])))
+                    job.say("progress", _own(once, [owner is job for owner in owners]))
 
         try:
             results = self.models[batch[0].model].paint(requests, watch=watch, **batch[0].options)
         except Abandoned:
-            results = None
-        except Exception as error:
-            known = isinstance(error, ValueError)
-            if not known:
-                log.exception("a batch of %d failed", len(requests))
-            line = " ".join(str(error).split()) if known else "painting failed; the server's log says why"
             for job in batch:
-                job.tell(Event("error", line))
+                job.say("late")
             return
-        if results is not None:
-            self.painted(batch[0].model, len(requests), time.monotonic() - began)
+        except Exception as error:
+            self._failed(batch, error)
+            return
+        self.pace = time.monotonic() - began
+        self.painted(batch[0].model, len(requests), self.pace)
         for job in batch:
-            if results is None or time.monotonic() > job.deadline:
-                job.tell(Event("late"))
-            else:
-                own: list[Result] = [r for r, owner in zip(results, owners, strict=True) if owner is job]
-                job.tell(Event("done", own))
+            own: list[Result] = [r for r, owner in zip(results, owners, strict=True) if owner is job]
+            job.say(*(("late",) if job.over() else ("done", own)))
+
+    def _failed(self, batch: list[Job], error: Exception) -> None:
+        """One job must not spoil another's: those of a batch are painted again, each by itself."""
+        if len(batch) > 1:
+            for job in batch:
+                if not job.over():
+                    self._paint([job])
+        elif type(error) is ValueError:  # a line of ours; its heirs (UnicodeError, ...) may say anything
+            batch[0].say("refused", " ".join(str(error).split()))
+        else:
+            log.error("painting failed", exc_info=error)
+            batch[0].say("failed")
 
 
 def _own(progress: Progress, mine: list[bool]) -> Progress:

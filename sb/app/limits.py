@@ -6,8 +6,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Limits:
     """max_bytes: of a request's body. max_pixels, max_side: of a picture. max_text: characters. steps, variations: of
-    one request. queue: requests that wait; the next is turned away. batch: pictures painted together. seconds: from a
-    request's arrival to its answer.
+    one request. queue: requests that arrive or wait; the next is turned away. batch: pictures painted together, and so
+    no more variations than this. seconds: from a request's first byte to its answer. preview_px: longer side of the
+    pictures on the way. preview_seconds: between two of them.
     """
 
     max_bytes: int = 32 * 2**20
@@ -19,8 +20,10 @@ class Limits:
     queue: int = 32
     batch: int = 8
     seconds: float = 300.0
+    preview_px: int = 768
+    preview_seconds: float = 0.2
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
+            if not value > 0:
                 raise ValueError(f"limits: {name} must be more than 0, not {value}")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sb.app.api import create_app
 from sb.app.limits import Limits
+from sb.app.reading import Fields
 
 testclient = pytest.importorskip("fastapi.testclient")
 
@@ -49,14 +50,29 @@ def test_json_gives_the_same_as_multipart(client, photo, drawn):
     one = client.post("/v1/inpaint", json={**body, "text": "red star", "seed": 3, "precision": 0.0})
     two = post(client, photo, drawn, seed=3, precision="box")
     assert one.status_code == 200 and one.json()["results"][0]["image"] == two.json()["results"][0]["image"]
+    for wrong in ({"guidance": False}, {"seed": "3"}, {"steps": 2.0}, {"text": None}, {"variations": True}):
+        answer = client.post("/v1/inpaint", json={**body, **wrong})
+        assert answer.status_code == 422 and answer.json()["detail"].startswith(f"{next(iter(wrong))}: "), wrong
+
+
+def test_what_a_task_without_an_object_answers(client, small_painter, photo, drawn):
+    answer = post(client, photo, drawn, task="remove", text="", seed="2")
+    assert answer.status_code == 200 and answer.json()["results"][0]["predicted_mask"] is None
+    found = opened(base64.b64decode(answer.json()["results"][0]["image"]))
+    alone = small_painter(photo[0], drawn[0], "", seed=2, task="remove")
+    assert np.abs(found.astype(int) - np.asarray(alone.image)).max() <= 1
+    assert (found != opened(post(client, photo, drawn, "image/png", text="", seed="2").content)).any()
+    assert client.get("/v1/models").json()[0]["without_object"] == ["remove"]
 
 
 def test_the_picture_alone(client, photo):
     answer = post(client, photo, accept="image/png", box="12,10,22,20", seed="5")
     assert answer.headers["content-type"] == "image/png" and answer.headers["x-seed"] == "5"
     assert opened(answer.content).shape == (40, 48, 3)
-    lossy = post(client, photo, accept="image/*", box="12,10,22,20", format="jpeg")
-    assert Image.open(io.BytesIO(lossy.content)).format == "JPEG"
+    for asked in ({"accept": "image/*", "format": "jpeg"}, {"accept": "image/jpeg"}):
+        lossy = post(client, photo, box="12,10,22,20", **asked)
+        assert Image.open(io.BytesIO(lossy.content)).format == "JPEG" and lossy.headers["x-lossy"] == "true"
+    assert "x-lossy" not in answer.headers
     assert post(client, photo, box="12,10,22,20", format="jpeg").json()["lossy"] is True
 
 
@@ -89,11 +105,12 @@ def test_models_can_be_listed_and_chosen(client, photo, drawn):
 
 @pytest.mark.parametrize("fields, status, says", [
     ({"model": "../runs/small"}, 404, "none of this id"),
-    ({"seed": "-1"}, 422, "seed: "), ({"precision": "1.5"}, 422, "precision 1.5 is outside"),
-    ({"precision": "nan"}, 422, "precision nan is outside"),
-    ({"steps": "101"}, 422, "at most 100 here, not 101"), ({"variations": "9"}, 422, "at most 8 here"),
+    ({"seed": "-1"}, 422, "seed: "), ({"precision": "1.5"}, 422, "precision: Input should be less than or equal to 1"),
+    ({"precision": "nan"}, 422, "precision: Input should be a finite number"),
+    ({"steps": "101"}, 422, "steps: at most 100 here"), ({"variations": "9"}, 422, "at most 8 here"),
     ({"text": "x" * 1001}, 422, "at most 1000 characters"), ({"task": "rm"}, 422, "knows object, remove"),
-    ({"guidance": "inf"}, 422, "guidance: "), ({"colour": "red"}, 422, "colour: "),
+    ({"guidance": "inf"}, 422, "guidance: "), ({"colour": "red"}, 422, "colour: Extra"),
+    ({"/etc/passwd": "1"}, 422, "a field: Extra"), ({"box": "/etc/passwd"}, 422, "box: String should match"),
     ({"box": "1,2,3,4"}, 422, "exactly one of them"),
 ])
 def test_wrong_fields_are_one_line(client, photo, drawn, fields, status, says):
@@ -110,12 +127,14 @@ def test_what_is_no_picture_is_refused(client, drawn, content, status):
     assert answer.status_code == status and "image" in answer.json()["detail"]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_broken_pictures_bombs_and_wrong_sizes_are_refused(client, photo, drawn, small_painter):
     assert post(client, (None, photo[1][:-900]), drawn).status_code == 422
-    bomb = io.BytesIO()
-    Image.new("1", (11_000, 11_000)).save(bomb, format="PNG")
-    answer = post(client, (None, bomb.getvalue()), drawn)
-    assert answer.status_code == 413 and "11000 x 11000 px is too large" in answer.json()["detail"]
+    for side, says in ((11_000, "11000 x 11000 px is too large"), (14_000, "this picture is too large")):
+        bomb = io.BytesIO()
+        Image.new("1", (side, side)).save(bomb, format="PNG")
+        answer = post(client, (None, bomb.getvalue()), drawn)
+        assert answer.status_code == 413 and says in answer.json()["detail"]
     other = io.BytesIO()
     Image.new("L", (48, 41), 255).save(other, format="PNG")
     assert "48x41 px and the image 48x40 px" in post(client, photo, (None, other.getvalue())).json()["detail"]
@@ -128,7 +147,13 @@ def test_broken_pictures_bombs_and_wrong_sizes_are_refused(client, photo, drawn,
     (b"{", "application/json", 400), (b"[1]", "application/json", 422), (b"x", "text/plain", 415),
     (b'{"image": 5}', "application/json", 422), (b'{"image": "?"}', "application/json", 422),
     (b"--x\r\n", "multipart/form-data; boundary=x", 422), (b"x", "multipart/form-data", 400),
-    (b"[" * 100_000, "application/json", 400),
+    (b"[" * 100_000, "application/json", 400), (b'{"\\ud800": 1}', "application/json", 422),
+    (b'{"image": "", "text": "\\ud800"}', "application/json", 422), (b'{"seed": NaN}', "application/json", 422),
+    (b"--x--\r\n", "multipart/form-data; boundary=x; charset=punycode", 415),
+    (b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1' * 2 + b"\r\n--x--\r\n",
+     "multipart/form-data; boundary=x", 422),
+    (b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n' + b"x" * 70_000 + b"\r\n--x--\r\n",
+     "multipart/form-data; boundary=x", 400),
 ])
 def test_broken_bodies_are_refused(client, content, kind, status):
     answer = client.post("/v1/inpaint", content=content, headers={"Content-Type": kind})
@@ -166,12 +191,24 @@ def test_alpha_and_orientation_are_kept(client, drawn):
     assert (found[drawn[0] == 0] == upright[drawn[0] == 0]).all()
 
 
+def test_what_eight_bits_cannot_hold_is_said(client, photo, drawn):
+    assert post(client, photo, drawn).json()["converted"] is None
+    deep = io.BytesIO()
+    Image.fromarray(np.full((40, 48), 40_000, np.uint16)).save(deep, format="PNG")
+    assert post(client, (None, deep.getvalue()), drawn).json()["converted"].startswith("16 bits a channel become 8")
+
+
 def test_counters_and_pages(client, photo, drawn):
     post(client, photo, drawn)
     post(client, photo, drawn, seed="-1")
     text = client.get("/metrics").text
     assert 'sb_answers_total{status="200"} 1.0' in text and 'sb_answers_total{status="422"} 1.0' in text
     assert 'sb_pictures_total{model="small"} 1.0' in text and "sb_waiting 0.0" in text
+    offered = client.get("/openapi.json").json()["paths"]["/v1/inpaint"]["post"]["requestBody"]["content"]
+    example = offered["application/json"]["example"]
+    assert client.post("/v1/inpaint", json=example).status_code == 200
+    assert set(offered["multipart/form-data"]["schema"]["properties"]) == {"image", "mask", *Fields.model_fields}
+    assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
     for place in ("/", "/page/app.js", "/page/app.css", "/docs", "/swagger/swagger-ui-bundle.js", "/openapi.json"):
         answer = client.get(place)
         assert answer.status_code == 200 and "https://" not in answer.text[:5000] * (place in ("/", "/docs")), place

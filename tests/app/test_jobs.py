@@ -5,9 +5,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from sb.app.jobs import Event, Full, Job, Jobs
+from sb.app.jobs import Closed, Event, Full, Job, Jobs
 from sb.app.limits import Limits
 from sb.preview import Progress
 
@@ -24,6 +23,8 @@ class Painter:
         assert self.go.wait(10)
         for step in range(2):
             watch(Progress(range(len(requests)), step, 2, lambda step=step: [f"{r.seed}@{step}" for r in requests]))
+        if any(r.seed < 0 for r in requests):
+            raise ValueError("a negative seed")
         if options.get("breaks"):
             raise options["breaks"]
         return [SimpleNamespace(seed=r.seed) for r in requests]
@@ -34,9 +35,9 @@ def painter():
     return Painter()
 
 
-def job(*seeds, model="a", side=8, **options):
-    image = torch.zeros(3, side, side)
-    found = Job(model, [SimpleNamespace(seed=seed, image=image) for seed in seeds], options, lambda event: None)
+def job(*seeds, model="a", side=8, seconds=60.0, **options):
+    requests = [SimpleNamespace(seed=seed) for seed in seeds]
+    found = Job(model, requests, options, lambda event: None, time.monotonic() + seconds, side)
     found.events = []
     found.tell = found.events.append
     return found
@@ -96,14 +97,14 @@ def test_a_batch_that_everybody_left_is_given_up(painter):
     painter.began.wait(10)
     left.cancelled = True
     painter.go.set()
-    ended(left, next_one)
-    assert [event.kind for event in left.events] == ["late"] and seeds(next_one.events) == [1]
+    ended(next_one)
+    assert not left.events and seeds(next_one.events) == [1]
     jobs.close()
 
 
 def test_time_runs_out_in_the_queue_and_at_work(painter):
-    jobs = Jobs({"a": painter}, Limits(batch=1, seconds=0.2))
-    both = job(0), job(1)
+    jobs = Jobs({"a": painter}, Limits(batch=1))
+    both = job(0, seconds=0.2), job(1, seconds=0.2)
     for one in both:
         jobs.put(one)
     time.sleep(0.4)
@@ -114,18 +115,50 @@ def test_time_runs_out_in_the_queue_and_at_work(painter):
     jobs.close()
 
 
-@pytest.mark.parametrize("error, says", [
-    (ValueError("steps must\nbe less"), "steps must be less"), (KeyError("/etc/secret"), "painting failed"),
+@pytest.mark.parametrize("error, told", [
+    (ValueError("steps must\nbe less"), Event("refused", "steps must be less")),
+    (KeyError("/etc/secret"), Event("failed")), (UnicodeError("/etc/secret"), Event("failed")),
 ])
-def test_a_batch_that_fails_says_so_and_the_next_is_painted(painter, error, says):
+def test_a_batch_that_fails_says_so_and_the_next_is_painted(painter, error, told):
     jobs = Jobs({"a": painter}, Limits())
     painter.go.set()
     bad, good = job(0, breaks=error), job(1)
     jobs.put(bad)
     jobs.put(good)
     ended(bad, good)
-    assert bad.events[-1].kind == "error" and says in bad.events[-1].value and "secret" not in bad.events[-1].value
-    assert seeds(good.events) == [1]
+    assert bad.events[-1] == told and seeds(good.events) == [1]
+    jobs.close()
+
+
+def test_one_that_cannot_be_painted_spoils_no_other(painter):
+    jobs = Jobs({"a": painter}, Limits(batch=4))
+    first, bad, good = job(0), job(1, -1), job(2)
+    jobs.put(first)
+    painter.began.wait(10)
+    for one in (bad, good):
+        jobs.put(one)
+    painter.go.set()
+    ended(first, bad, good)
+    assert [asked for asked, _ in painter.batches] == [[0], [1, -1, 2], [1, -1], [2]]
+    assert bad.events[-1] == Event("refused", "a negative seed") and seeds(good.events) == [2]
+    jobs.close()
+
+
+def test_one_that_cannot_be_told_spoils_no_other(painter):
+    jobs = Jobs({"a": painter}, Limits(batch=4))
+    first, deaf, good = job(0), job(1), job(2)
+
+    def tell(event):
+        raise RuntimeError("the loop is closed")
+
+    deaf.tell = tell
+    jobs.put(first)
+    painter.began.wait(10)
+    for one in (deaf, good):
+        jobs.put(one)
+    painter.go.set()
+    ended(first, good)
+    assert seeds(good.events) == [2] and deaf.cancelled
     jobs.close()
 
 
@@ -136,15 +169,16 @@ def test_closing_answers_everybody(painter):
     for one in both:
         jobs.put(one)
     painter.began.wait(10)
-    threading.Timer(0.2, painter.go.set).start()
     jobs.close()
-    assert both[0].events[-1].kind == "done" and both[1].events == [Event("error", "the server is shutting down")]
-    assert painted == [("a", 1)]
-    with pytest.raises(RuntimeError, match="closed"):
+    assert both[1].events == [Event("closed")]
+    painter.go.set()
+    jobs.join()
+    assert both[0].events[-1].kind == "done" and painted == [("a", 1)]
+    with pytest.raises(Closed):
         jobs.put(job(2))
 
 
-@pytest.mark.parametrize("name", ["queue", "seconds", "max_pixels"])
-def test_limits_are_more_than_nothing(name):
+@pytest.mark.parametrize("name, value", [("queue", 0), ("seconds", float("nan")), ("max_pixels", -1)])
+def test_limits_are_more_than_nothing(name, value):
     with pytest.raises(ValueError, match=f"{name} must be more than 0"):
-        Limits(**{name: 0})
+        Limits(**{name: value})

@@ -8,6 +8,7 @@ import { Stage } from "/page/stage.js";
 const $ = (id) => document.getElementById(id);
 const stage = new Stage($("stage"), $("sheet"));
 const mask = new Mask($("mask"), update);
+const TASKS = { object: "Paint an object", remove: "Remove what is there", text_to_image: "Paint a whole scene" };
 const state = { photo: null, name: "picture", tool: "brush", known: [], results: [], chosen: null, running: null };
 const links = new Map(); // blob -> address
 
@@ -24,13 +25,14 @@ function say(text, bad = false) {
 function update() {
   const running = state.running !== null;
   $("run").disabled = running || !state.photo || mask.empty();
-  $("undo").disabled = running || !mask.past.length;
-  $("clear").disabled = running || mask.empty();
+  const drawing = !running && state.chosen === null;
+  $("undo").disabled = !drawing || !mask.past.length;
+  $("clear").disabled = !drawing || mask.empty();
   $("download").disabled = !state.photo;
   $("run").hidden = running;
   $("stop").hidden = $("progress").hidden = !running;
   $("compare").hidden = state.chosen === null;
-  $("mask").hidden = state.chosen !== null || running;
+  $("mask").hidden = !drawing;
 }
 
 async function show(blob, name) {
@@ -86,7 +88,7 @@ function choose(index) {
   const { blob, mask: seen } = state.results[index];
   $("after").src = address(blob);
   $("after").hidden = false;
-  if (seen) $("seen").src = address(seen);
+  if (seen) $("seen").style.maskImage = `url(${address(seen)})`;
   $("slider").value = 100;
   [...$("results").children].forEach((child, i) => child.setAttribute("aria-pressed", i === index));
   compare();
@@ -104,16 +106,20 @@ async function run() {
   const form = new FormData();
   form.append("image", state.photo, "image");
   form.append("mask", await mask.file(), "mask.png");
-  for (const name of ["text", "negative", "steps", "guidance", "seed", "variations", "model", "task"])
+  for (const name of ["negative", "steps", "guidance", "variations", "model", "task", "format"])
     if ($(name).value !== "") form.append(name, $(name).value);
+  if (!$("texts").hidden) form.append("text", $("text").value);
+  form.append("seed", $("seed").value === "" ? Math.floor(Math.random() * 2 ** 31) : $("seed").value);
   form.append("precision", Number($("precision").value) / 100);
   state.running = new AbortController();
   discard();
   $("progress").removeAttribute("value");
   say("");
   update();
+  $("stage").scrollIntoView({ block: "nearest" });
   try {
     const done = await inpaint(form, state.running.signal, (kind, value) => {
+      if (kind === "busy") say("many are waiting: trying again in a moment");
       if (kind === "queued" && value.ahead) say(`${value.ahead} before you`);
       if (kind !== "progress") return;
       $("progress").value = value.step / value.steps;
@@ -125,14 +131,16 @@ async function run() {
       }
     });
     state.results = done.results.map((result) => ({
-      blob: blobOf(result.image, result.media_type), seed: result.seed,
+      blob: blobOf(result.image, result.media_type), seed: result.seed, lossy: done.lossy,
       mask: result.predicted_mask && blobOf(result.predicted_mask, "image/png"),
     }));
     $("results").replaceChildren(
       ...state.results.map((result, i) => thumbnail(result.blob, `seed ${result.seed}`, () => choose(i))),
     );
     const seconds = Object.values(done.results[0].seconds).reduce((a, b) => a + b, 0);
-    say(`painted in ${seconds.toFixed(1)} s`);
+    const lossy = done.lossy ? " JPEG is lossy: every pixel of the picture changed a little." : "";
+    const converted = done.converted ? ` Of this photo, ${done.converted}.` : "";
+    say(`painted in ${seconds.toFixed(1)} s with seed ${done.results[0].seed}.${lossy}${converted}`);
     state.running = null;
     choose(0);
   } catch (error) {
@@ -145,7 +153,8 @@ async function run() {
 
 async function accept() {
   const { blob, seed } = state.results[state.chosen];
-  const title = `${$("text").value || "painted"}, seed ${seed}`;
+  const what = $("texts").hidden ? $("task").selectedOptions[0].text : $("text").value || "painted";
+  const title = `${what}, seed ${seed}`;
   await show(blob);
   remember(title, blob);
 }
@@ -154,7 +163,7 @@ function download() {
   const link = document.createElement("a");
   const blob = state.chosen === null ? state.photo : state.results[state.chosen].blob;
   link.href = address(blob);
-  link.download = `${state.name}${blob.name ? "" : "-painted.png"}`;
+  link.download = blob.name ?? `${state.name}-painted.${blob.type === "image/jpeg" ? "jpg" : "png"}`;
   link.click();
 }
 
@@ -166,33 +175,74 @@ function pick(tool) {
 }
 
 function draw() {
-  let last = null;
-  let first = null;
+  const fingers = new Map(); // pointer -> its last event
+  let first = null; // where a box began
+  let last = null; // where a stroke is, null where there is none
   let moving = false;
-  $("stage").addEventListener("pointerdown", (event) => {
+
+  function began(event) {
     if (!state.photo || state.running || event.button > 1) return;
-    moving = state.tool === "move" || event.button === 1 || state.chosen !== null;
-    if (!moving) mask.remember();
+    fingers.set(event.pointerId, event);
     $("stage").setPointerCapture(event.pointerId);
-    first = last = moving ? { x: event.clientX, y: event.clientY } : stage.at(event);
-    if (!moving && state.tool !== "box") mask.stroke(last, last, Number($("brush").value), state.tool === "erase");
-  });
-  $("stage").addEventListener("pointermove", (event) => {
-    if (last === null) return;
-    const now = moving ? { x: event.clientX, y: event.clientY } : stage.at(event);
-    if (moving) stage.move(now.x - last.x, now.y - last.y);
-    else if (state.tool === "box") mask.box(first, now);
+    if (fingers.size === 2 && last !== null && !moving) mask.undo(); // the first of two fingers drew nothing
+    moving = fingers.size > 1 || state.held || state.tool === "move" || event.button === 1 || state.chosen !== null;
+    last = null;
+    if (moving) return;
+    mask.remember();
+    first = last = stage.at(event);
+    if (state.tool !== "box") mask.stroke(last, last, Number($("brush").value), state.tool === "erase");
+  }
+
+  function moved(event) {
+    ring(event);
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    const others = [...fingers.values()].filter((other) => other !== before);
+    fingers.set(event.pointerId, event);
+    if (moving && others.length) stage.pinch([before, others[0]], [event, others[0]]);
+    else if (moving) stage.move(event.clientX - before.clientX, event.clientY - before.clientY);
+    if (moving || last === null) return;
+    const now = stage.at(event);
+    if (state.tool === "box") mask.box(first, now);
     else mask.stroke(last, now, Number($("brush").value), state.tool === "erase");
     last = now;
+  }
+
+  function ended(event) {
+    fingers.delete(event.pointerId);
+    last = null;
+  }
+
+  $("stage").addEventListener("pointerdown", began);
+  $("stage").addEventListener("pointermove", moved);
+  for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, ended);
+  $("stage").addEventListener("pointerleave", () => ($("ring").hidden = true));
+}
+
+// The brush where the pointer is.
+function ring(event) {
+  const hidden = !state.photo || $("mask").hidden || !["brush", "erase"].includes(state.tool) || event.pointerType === "touch";
+  $("ring").hidden = hidden;
+  if (hidden) return;
+  const { x, y } = stage.at(event);
+  const size = Number($("brush").value);
+  Object.assign($("ring").style, {
+    width: `${(100 * size) / stage.width}%`, height: `${(100 * size) / stage.height}%`,
+    left: `${(100 * (x - size / 2)) / stage.width}%`, top: `${(100 * (y - size / 2)) / stage.height}%`,
   });
-  for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, () => (last = null));
 }
 
 function shown(model) {
   $("steps").placeholder = model.steps;
   $("guidance").placeholder = model.guidance;
   $("tasks").hidden = model.tasks.length < 2;
-  $("task").replaceChildren(...["", ...model.tasks].map((task) => new Option(task || "default", task)));
+  $("task").replaceChildren(...model.tasks.map((task) => new Option(TASKS[task] ?? task.replaceAll("_", " "), task)));
+  asked();
+}
+
+function asked() {
+  const model = state.known[$("model").selectedIndex];
+  $("texts").hidden = model.without_object.includes($("task").value);
 }
 
 function precision() {
@@ -218,6 +268,7 @@ $("stage").addEventListener("drop", (event) => {
 });
 for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => pick(button.dataset.tool));
 $("undo").addEventListener("click", () => mask.undo());
+$("task").addEventListener("change", asked);
 $("clear").addEventListener("click", () => mask.clear());
 $("in").addEventListener("click", () => stage.zoom(1.4));
 $("out").addEventListener("click", () => stage.zoom(1 / 1.4));
@@ -233,12 +284,21 @@ $("model").addEventListener("change", () => shown(state.known[$("model").selecte
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); if (!$("run").disabled) run(); });
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input, textarea, select")) return;
-  if ((event.ctrlKey || event.metaKey) && event.key === "z") mask.undo();
+  if ((event.ctrlKey || event.metaKey) && event.key === "z" && !$("undo").disabled) mask.undo();
+  if (event.key === " " && $("stage").matches(":hover")) {
+    event.preventDefault();
+    state.held = true;
+  }
   const tools = { b: "brush", e: "erase", r: "box" };
   if (!event.ctrlKey && !event.metaKey && tools[event.key]) pick(tools[event.key]);
   if (event.key === "+") stage.zoom(1.4);
   if (event.key === "-") stage.zoom(1 / 1.4);
   if (event.key === "0") stage.fit();
+});
+document.addEventListener("keyup", (event) => {
+  if (event.key !== " " || !state.held) return;
+  event.preventDefault(); // or the button that was pressed last is pressed again
+  state.held = false;
 });
 draw();
 pick("brush");
@@ -248,6 +308,7 @@ try {
   state.known = await models();
   $("model").replaceChildren(...state.known.map((model) => new Option(model.id, model.id)));
   shown(state.known[0]);
+  performance.mark("ready");
 } catch (error) {
   say(error.message, true);
 }

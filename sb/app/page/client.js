@@ -3,9 +3,20 @@
 const token = () => sessionStorage.getItem("token");
 const headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
 
-async function ask(url, options) {
+const pause = (seconds, signal) => new Promise((resolve, reject) => {
+  setTimeout(resolve, seconds * 1000);
+  signal?.addEventListener("abort", () => reject(signal.reason));
+});
+
+// Asks for the token where one is needed, and again later where the server is busy.
+async function ask(url, options, busy = () => {}) {
   for (;;) {
     const answer = await fetch(url, { ...options, headers: { ...options.headers, ...headers() } });
+    if (answer.status === 429) {
+      busy();
+      await pause(Number(answer.headers.get("Retry-After")) || 2, options.signal);
+      continue;
+    }
     if (answer.status !== 401) return answer;
     const given = prompt("This server asks for its token");
     if (!given) throw new Error("a token is needed");
@@ -27,11 +38,11 @@ export async function models() {
   return answer.json();
 }
 
-// Calls heard(kind, value) for every event; resolves with the value of "done".
+// Calls heard(kind, value) for every event, and with "busy"; resolves with the value of "done".
 export async function inpaint(form, signal, heard) {
   const answer = await ask("/v1/inpaint", {
     method: "POST", body: form, signal, headers: { Accept: "text/event-stream" },
-  });
+  }, () => heard("busy"));
   if (!answer.ok) throw new Error(await line(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

@@ -1,6 +1,7 @@
 // The mask that a person draws: strokes and boxes on a canvas of the picture's size, with undo.
 
-const KEPT = 30; // moments that can be undone
+const KEPT = 30; // moments that can be undone,
+const BYTES = 400e6; // as far as they take no more than this together
 
 export class Mask {
   constructor(canvas, changed) {
@@ -21,12 +22,14 @@ export class Mask {
 
   remember() {
     this.past.push(this.context.getImageData(0, 0, this.canvas.width, this.canvas.height));
-    if (this.past.length > KEPT) this.past.shift();
+    const most = Math.max(2, Math.min(KEPT, BYTES / (4 * this.canvas.width * this.canvas.height)));
+    if (this.past.length > most) this.past.shift();
   }
 
   undo() {
     const before = this.past.pop();
-    if (before) this.context.putImageData(before, 0, 0);
+    if (!before) return;
+    this.context.putImageData(before, 0, 0);
     this.blank = null;
     this.changed();
   }

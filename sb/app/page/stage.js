@@ -2,12 +2,12 @@
 
 export class Stage {
   constructor(stage, sheet) {
-    Object.assign(this, { stage, sheet, width: 1, height: 1, scale: 1, x: 0, y: 0 });
+    Object.assign(this, { stage, sheet, width: 1, height: 1, scale: 1, x: 0, y: 0, whole: true });
     stage.addEventListener("wheel", (event) => {
       event.preventDefault();
       this.zoom(Math.exp(-event.deltaY / 400), event);
     }, { passive: false });
-    new ResizeObserver(() => this.fit()).observe(stage);
+    new ResizeObserver(() => this.whole && this.fit()).observe(stage);
   }
 
   show(width, height) {
@@ -21,6 +21,7 @@ export class Stage {
     this.scale = Math.min((w - 16) / this.width, (h - 16) / this.height);
     this.x = (w - this.width * this.scale) / 2;
     this.y = (h - this.height * this.scale) / 2;
+    this.whole = true;
     this.place();
   }
 
@@ -31,12 +32,14 @@ export class Stage {
     this.x = px - ((px - this.x) * scale) / this.scale;
     this.y = py - ((py - this.y) * scale) / this.scale;
     this.scale = scale;
+    this.whole = false;
     this.place();
   }
 
   move(dx, dy) {
     this.x += dx;
     this.y += dy;
+    this.whole = false;
     this.place();
   }
 
@@ -46,6 +49,15 @@ export class Stage {
       transform: `translate(${this.x}px, ${this.y}px)`,
     });
     this.sheet.classList.toggle("close", this.scale > 2);
+  }
+
+  // Two fingers moved from one pair of places to another.
+  pinch([a, b], [c, d]) {
+    const apart = (p, q) => Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY) || 1;
+    const between = (p, q) => ({ clientX: (p.clientX + q.clientX) / 2, clientY: (p.clientY + q.clientY) / 2 });
+    const [from, to] = [between(a, b), between(c, d)];
+    this.zoom(apart(c, d) / apart(a, b), from);
+    this.move(to.clientX - from.clientX, to.clientY - from.clientY);
   }
 
   // Picture coordinates of a pointer event.
