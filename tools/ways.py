@@ -8,8 +8,8 @@ from typing import Any
 
 EXAMPLE = """example:
   python tools/ways.py runs/quickstart --oracle runs/quickstart/oracle.safetensors --requests 256 \\
-      "default" "no predicted mask: use_predicted=false" "50 steps: sampler=ddim steps=50"
-  python tools/ways.py runs/tiny_photos --photos shards/coco/val "default" "no match: colour_match=none"
+      --ways "default" "no predicted mask: use_predicted=false" "50 steps: sampler=ddim steps=50"
+  python tools/ways.py runs/tiny_photos --photos shards/coco/val --ways "default" "no match: colour_match=none"
   python tools/ways.py runs/quickstart --oracle runs/quickstart/oracle.safetensors --remove
 a way is `name: key=value key=value`, keys of inpaint: in a run file, or model=, sampler=, encode=,
 compiled=, large=; the first is the one
@@ -22,7 +22,7 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="a run or model folder, or a checkpoint (README)")
-    parser.add_argument("ways", nargs="*", metavar="WAY", default=["default"])
+    parser.add_argument("--ways", nargs="+", metavar="WAY", default=["default"], help="(default: the model's own)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--oracle", metavar="FILE", help="scenes of the shapes world, read by this oracle.safetensors")
     what.add_argument("--photos", metavar="SHARDS", help="objects of these shards, replaced inside their boxes")
