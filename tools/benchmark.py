@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     overhead.add_argument("--warm", dest="warm_steps", type=int, default=10, help="steps before them (default 10)")
     inpaint = add("inpaint", "sb.inpaint_benchmark:benchmark_inpainting", "requests, beside diffusers' pipeline")
     inpaint.add_argument("--model", help="a run or model folder, to compare ways of painting with")
-    inpaint.add_argument("--ways", nargs="+", metavar="WAY", default=[], help="`name: key=value ...` as in tools/ways.py")
+    inpaint.add_argument("--ways", nargs="+", metavar="WAY", default=[], help="`name: key=value`, as in tools/ways.py")
     inpaint.add_argument("--size", choices=["sd1", "small"], default="small", help="without --model: what is built")
     inpaint.add_argument("--px", dest="size_px", type=int, help="side of the picture (default: the model's own)")
     inpaint.add_argument("--batch", type=int, default=1, help="requests at once (default 1)")
