@@ -23,7 +23,6 @@ from sb.asked import RESULTS, Order, read_orders
 from sb.bulk_report import THUMBNAIL, tally, write_report
 from sb.config import difference, write_whole
 from sb.diversity import diversity
-from sb.frame import frame_of
 from sb.inpaint import Inpainter
 from sb.types import Request, Result
 
@@ -121,8 +120,7 @@ class _Run:
             self.fail(line, error, order)
             return
         chosen = replace(self.painter.options, **order.options)
-        frame = frame_of(job.requests[0].mask, self.painter.native_px, chosen.context, chosen.max_zoom)
-        alike = (frame.size, chosen)
+        alike = (self.painter.frame(job.requests[0].mask, **order.options).size, chosen)
         self._waiting.setdefault(alike, []).extend((job, n) for n in range(len(job.requests)))
         while len(self._waiting.get(alike, ())) >= self.batch:
             self._paint(alike)

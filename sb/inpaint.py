@@ -79,6 +79,12 @@ class Inpainter:
         image, mask = pictures.image_tensor(image), pictures.mask_tensor(mask)
         return self.paint([Request(image, mask, text, level, seed, negative, task)], **options)[0]
 
+    def frame(self, mask: Tensor, **options: Any) -> Frame:
+        """The part of a picture that the model is shown for a mask (1, H, W); requests that it sees at one ``size`` can
+        share a batch."""
+        chosen = replace(self.options, **options)
+        return frame_of(mask, self.native_px, chosen.context, chosen.max_zoom)
+
     @torch.no_grad()
     def paint(self, requests: Sequence[Request], watch: Watch | None = None, **options: Any) -> list[Result]:
         """Results in the order of the requests; those that the model sees at one size share a batch.
@@ -95,7 +101,7 @@ class Inpainter:
             request.check(self.ladder.num_levels)
             if request.task:
                 check_keys("task: this model", [request.task], self.tasks)
-            frames.append(frame_of(request.mask, self.native_px, chosen.context, chosen.max_zoom))
+            frames.append(self.frame(request.mask, **options))
             by_size.setdefault(frames[-1].size, []).append(index)
         for indices in by_size.values():
             picked, placed = [requests[i] for i in indices], [frames[i] for i in indices]

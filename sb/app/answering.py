@@ -18,7 +18,6 @@ from sb.app.counting import Counters
 from sb.app.jobs import Closed, Event, Full, Job, Jobs
 from sb.app.limits import Limits
 from sb.app.reading import Fields, Refused, read_fields, read_requests
-from sb.frame import frame_of
 from sb.inpaint import Inpainter
 from sb.pictures import encoded, like_source, loss_of
 from sb.preview import Progress
@@ -115,8 +114,7 @@ class Answering:
         requests, source = read_requests(
             files.get("image"), files.get("mask"), fields, painter.ladder.num_levels, self.limits
         )
-        frame = frame_of(requests[0].mask, painter.native_px, painter.options.context, painter.options.max_zoom)
-        return requests, source, frame.size
+        return requests, source, painter.frame(requests[0].mask).size
 
     def _busy(self) -> Refused:
         line = f"the queue is full ({self.limits.queue} requests wait): try again in a moment"
