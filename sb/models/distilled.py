@@ -21,15 +21,20 @@ class DistilledSmartBrush(SmartBrush):
 
     The teacher goes one DDIM step, guided, from x_t towards less noise; what the student itself, without gradient,
     answers there is what it should have answered at x_t. At the clean end the teacher's answer is the target. So the
-    student needs no guidance, and few steps. teacher: the frozen denoiser; guidance: its classifier-free scale, which
-    the student takes over; solver_steps: the teacher's steps from noise to picture.
+    student needs no guidance, and few steps. teacher: the frozen denoiser; guidance: its classifier-free scale up to the
+    fraction guidance_until of its steps, which the student takes over; solver_steps: its steps from noise to picture.
     """
 
-    def __init__(self, *, teacher: nn.Module, guidance: float = 3.0, solver_steps: int = 50, **parts: Any):
+    def __init__(
+        self, *, teacher: nn.Module, guidance: float = 3.0, guidance_until: float = 1.0, solver_steps: int = 50,
+        **parts: Any,
+    ):
         super().__init__(**parts)
-        if guidance <= 0:
-            raise ValueError(f"system: guidance must be above 0, not {guidance}")
-        self.guidance = guidance
+        if guidance <= 0 or not 0 <= guidance_until <= 1:
+            raise ValueError(
+                f"system: needs guidance above 0 and guidance_until in [0, 1], not {guidance} and {guidance_until}"
+            )
+        self.guidance, self.guidance_until = guidance, guidance_until
         self.times = torch.tensor(self.schedule.walk(solver_steps))  # (solver_steps + 1,), the last is -1
         self._outside["teacher"] = teacher.eval().requires_grad_(False)
 
@@ -44,8 +49,10 @@ class DistilledSmartBrush(SmartBrush):
     def target(self, batch: Batch, canvas: Canvas, draws: Draws, x_t: Tensor, cond: Condition) -> Tensor:
         """The student's own answer one step of the teacher's further on, as a prediction at x_t (B, C, h, w)."""
         t = draws.t
-        after = self.times[(self.times == t[:, None]).int().argmax(1) + 1]
-        x0 = self._taught(batch, canvas, x_t, t, cond)
+        place = (self.times == t[:, None]).int().argmax(1)
+        after = self.times[place + 1]
+        guided = place < self.guidance_until * (len(self.times) - 1)
+        x0 = self._taught(batch, canvas, x_t, t, cond, guided)
         x_after = self.schedule.mix(x0, self.schedule.eps_of(x_t, x0, t), after)
         x_after = self.conditioning.entering(x_after, canvas)
         shown = self.conditioning.network_input(x_after, canvas)
@@ -54,8 +61,10 @@ class DistilledSmartBrush(SmartBrush):
         end = torch.where(after.view(-1, 1, 1, 1) < 0, x0, own)
         return self.schedule.target(end, self.schedule.eps_of(x_t, end, t), t)
 
-    def _taught(self, batch: Batch, canvas: Canvas, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """The teacher's guided x0 at x_t."""
+    def _taught(
+        self, batch: Batch, canvas: Canvas, x_t: Tensor, t: Tensor, cond: Condition, guided: Tensor
+    ) -> Tensor:
+        """The teacher's x0 at x_t, guided where ``guided`` (B,) says so."""
         nothing = self.told(batch, torch.ones_like(t, dtype=torch.bool))
         pooled = None if cond.pooled is None or nothing.pooled is None else torch.cat([cond.pooled, nothing.pooled])
         both = Condition(
@@ -65,7 +74,7 @@ class DistilledSmartBrush(SmartBrush):
         shown = self.conditioning.network_input(x_t, canvas)
         prediction, _ = self._placed()["teacher"](torch.cat([shown, shown]), torch.cat([t, t]), both)
         told, untold = (Denoised(self.schedule.x0_of(x_t, part, t), None) for part in prediction.chunk(2))
-        x0 = combine(told, untold, self.guidance).x0
+        x0 = torch.where(guided.view(-1, 1, 1, 1), combine(told, untold, self.guidance).x0, told.x0)
         return self.conditioning.put_back(x0, canvas, canvas.hole)
 
     def flops(self, image_size: int, pictures: bool, texts: bool) -> int:

@@ -100,7 +100,11 @@ def test_the_teacher_stays_outside_and_no_gradient_reaches_it():
 def test_guidance_counts_and_must_be_above_zero():
     one, two = (x0_target(a_student(guidance=scale), 249)[0] for scale in (1.0, 3.0))
     assert not torch.allclose(one, two)
-    with pytest.raises(ValueError, match="guidance must be above 0, not 0"):
+    part = a_student(guidance=3.0, guidance_until=0.5)  # of the four steps from 999, 749, 499 and 249
+    torch.testing.assert_close(x0_target(part, 249)[0], one)
+    for t in (999, 749):
+        torch.testing.assert_close(x0_target(part, t)[0], x0_target(a_student(guidance=3.0), t)[0])
+    with pytest.raises(ValueError, match="needs guidance above 0 and guidance_until in .0, 1., not 0 and 1"):
         a_student(guidance=0)
 
 
