@@ -21,8 +21,9 @@ class DistilledSmartBrush(SmartBrush):
 
     The teacher goes one DDIM step, guided, from x_t towards less noise; what the student itself, without gradient,
     answers there is what it should have answered at x_t. At the clean end the teacher's answer is the target. So the
-    student needs no guidance, and few steps. teacher: the frozen denoiser; guidance: its classifier-free scale up to the
-    fraction guidance_until of its steps, which the student takes over; solver_steps: its steps from noise to picture.
+    student needs no guidance, and few steps. teacher: the frozen denoiser. guidance: its classifier-free scale, up to
+    the fraction guidance_until of its steps, which the student takes over. solver_steps: its steps from noise to
+    picture.
     """
 
     def __init__(
