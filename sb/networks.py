@@ -103,7 +103,10 @@ def task_objects(cfg: Mapping[str, Any]) -> dict[str, bool]:
     told = cfg["denoiser"].get("with_task", False)
     for name, task in found.items():
         if task.must_be_told and not told:  # type: ignore[attr-defined]
-            raise ValueError(f"data.tasks: '{name}' is for a denoiser that is told the task: denoiser.with_task=true")
+            raise ValueError(
+                f"data.tasks: '{name}' is for a denoiser that is told the task; set denoiser.with_task=true, or leave "
+                "it out"
+            )
         if told and names.count(name) > 1:
             raise ValueError(f"data.tasks: '{name}' stands there twice, and the denoiser is told the task by its name")
     return {name: bool(task.has_object) for name, task in found.items()}  # type: ignore[attr-defined]
