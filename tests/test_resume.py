@@ -125,8 +125,8 @@ def test_a_rank_that_stands_still_is_ended_and_says_so(command):
     process = run.start()
     assert process.wait(120) != 0
     assert end_group(process, 30) < 30
-    said = r"no progress for [5-9] s \(watch.hang_s 5\), in a training step, after 40 images"
-    assert re.search(said, run.log()), run.log()[-2000:]
+    said = "no progress for more than 5 s (watch.hang_s), in a training step, after 40 images"
+    assert said in run.log(), run.log()[-2000:]
 
 
 def test_a_killed_loader_process_is_one_line(command):

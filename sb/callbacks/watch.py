@@ -101,10 +101,9 @@ class Watch(Callback):
                 f"{rank}{who} has been reading {shard} for {seconds:.0f} s, more than watch.stall_s {self.stall_s:g}: "
                 "its storage does not answer"
             )
-        seconds = time.monotonic() - self._since
-        if seconds > self.hang_s:
+        if time.monotonic() - self._since > self.hang_s:
             return (
-                f"{rank}no progress for {seconds:.0f} s (watch.hang_s {self.hang_s:g}), {self._doing}, after "
+                f"{rank}no progress for more than {self.hang_s:g} s (watch.hang_s), {self._doing}, after "
                 f"{int(pl_module.images_seen):,} images: another rank may be dead"  # type: ignore[arg-type]
             )
         return None
