@@ -24,7 +24,8 @@ from sb.masks import level_of
 from sb.registry import call
 from sb.types import Request
 
-ID = re.compile(r"[^\W_][\w.-]{0,99}")
+ID = re.compile(r"[^\W_][\w.-]*")
+ID_BYTES = 100
 REPORT, RESULTS = "report.html", "results.jsonl"  # what lies beside the folders of results
 OPTIONS = [field.name for field in fields(PaintOptions)]
 
@@ -58,8 +59,13 @@ class Asked:
             raise ValueError(f"variations must be 1 to 1000, not {self.variations}")
         if not 0 <= self.seed <= 2**63 - self.variations:
             raise ValueError(f"seed {self.seed} is outside 0 ... 2^63 - variations")
-        if self.id is not None and (not ID.fullmatch(self.id) or self.id.lower() in (REPORT, RESULTS)):
-            raise ValueError(f"id '{self.id[:40]}' cannot name a folder: letters, digits, '.', '-', '_', at most 100")
+        taken = (REPORT, RESULTS)
+        if self.id is not None and not (
+            ID.fullmatch(self.id) and len(self.id.encode()) <= ID_BYTES and self.id.lower() not in taken
+        ):
+            raise ValueError(
+                f"id '{self.id[:40]}' cannot name a folder: letters, digits, '.', '-', '_', at most {ID_BYTES} bytes"
+            )
 
     def corners(self) -> tuple[int, int, int, int] | None:
         """The box as numbers."""
@@ -82,11 +88,13 @@ class Order:
         if self.asked.id is not None:
             return self.asked.id
         content = json.dumps([asdict(self.asked), dict(sorted(self.options.items()))]).encode()
-        stem = re.sub(r"[^\w.-]+", "-", Path(self.asked.image).stem).strip("-._")[:80] or "picture"
+        stem = re.sub(r"[^\w.-]+", "-", Path(self.asked.image).stem).strip("-._")
+        stem = stem.encode()[: ID_BYTES - 20].decode(errors="ignore") or "picture"
         return f"{stem}-{hashlib.sha256(content).hexdigest()[:10]}"
 
     def record(self, painter: Inpainter, model: str) -> dict[str, Any]:
-        """All that decides the result, as JSON holds it; ValueError where a file is missing."""
+        """All that decides the result, as JSON holds it, and the model's and the precision's names; ValueError where a
+        file is missing."""
         said = {**asdict(self.asked), "text": self.asked.text or "", "box": self.asked.corners(), "model": model}
         del said["id"]
         level = level_of(self.asked.precision, painter.ladder.num_levels)
@@ -94,7 +102,8 @@ class Order:
             f"{name}_sha256": self._digest(said[name]) for name in ("image", "mask") if said[name] is not None
         }
         options = {**asdict(painter.options), **self.options}
-        return dict(json.loads(json.dumps({**said, "level": level, **options, **digests})))
+        with_what = {"weights": painter.fingerprint(), "dtype": str(painter.dtype).removeprefix("torch.")}
+        return dict(json.loads(json.dumps({**said, "level": level, **options, **digests, **with_what})))
 
     def open(self) -> tuple[Image.Image, Tensor, Tensor]:
         """The decoded source, its image tensor and its mask; ValueError for what cannot be read."""
@@ -132,6 +141,8 @@ def read_order(values: Any, common: Mapping[str, Any], folder: Path = Path()) ->
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key} must be a finite number")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{key} is too large a number")
     options = {**common, **{key: value for key, value in values.items() if key in OPTIONS}}
     call("a request", PaintOptions, options)
     asked = call("a request", Asked, {key: value for key, value in values.items() if key not in OPTIONS})

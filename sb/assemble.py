@@ -24,8 +24,8 @@ from sb.masks import Ladder
 from sb.models.latents import facts_of, tower_facts
 from sb.models.lora import add_lora
 from sb.models.weights import cast_products, no_init
-from sb.networks import build_denoiser, build_parts, build_teacher, build_text, build_vae, task_objects
-from sb.registry import build, build_fitted, call, lookup
+from sb.networks import build_denoiser, build_parts, build_quick, build_teacher, build_text, build_vae, task_objects
+from sb.registry import build, build_fitted, call, lookup, takes
 from sb.types import Request, Result
 
 SECTIONS = {  # sections of a run file that name an entry, and the kind they name
@@ -126,6 +126,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise ValueError(f"sampler: needs a name and nothing else, not {cfg['sampler']}; inpaint: says how many steps")
     if cfg.get("lora") is not None and not (cfg.get("denoiser") or {}).get("weights"):
         raise ValueError("lora: adapts a trained denoiser, and none is named: set denoiser.weights, or lora=null")
+    learns = takes("system", cfg["system"]["name"], "teacher")
+    if learns and not cfg.get("teacher"):
+        raise ValueError(f"teacher: system '{cfg['system']['name']}' learns from one; set teacher: to a trained model")
+    if cfg.get("teacher") and not learns:
+        raise ValueError(f"teacher: system '{cfg['system']['name']}' has none; leave it out, or set system.name")
 
 
 def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
@@ -135,14 +140,15 @@ def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
 
 
 def load_inpainter(
-    path: str | Path, device: str = "auto", dtype: str | None = None, compiled: bool = False
+    path: str | Path, device: str = "auto", dtype: str | None = None, compiled: bool = False, preview: str | None = None
 ) -> Inpainter:
     """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it (which may be the raw weights).
 
     dtype: ``fp32`` or ``bf16``, what the networks compute in; None, as they were trained. compiled: ``torch.compile``
     for the denoiser, which makes the first request of each size slow and the others quicker. A published checkpoint
     paints as well: a nine-channel one as Stable Diffusion's inpainting does, a text-to-image one with the background
-    put back at every step.
+    put back at every step. preview: a checkpoint with a quick autoencoder of the same latents, such as TAESD's folder,
+    for pictures on the way; without one they are blurry.
     """
     source = open_source(path)
     if not {"vae", "text", "unet"} <= source.parts.keys():
@@ -162,6 +168,9 @@ def load_inpainter(
     cast_products(painter.denoiser, painter.dtype)
     if compiled:
         painter.denoiser = torch.compile(painter.denoiser)  # type: ignore[assignment]
+    if preview is not None:
+        quick = build_quick(preview, painter.vae).eval().requires_grad_(False).to(chosen)
+        painter.preview = quick.picture
     return painter
 
 

@@ -27,6 +27,7 @@ from sb.inpaint import Inpainter
 from sb.types import Request, Result
 
 RECORD = "request.json"
+NAMES = ("model", "precision")  # of the record: what they stand for is compared (weights, level), not they
 STRIP_PX, THUMBNAIL_PX = 384, 144  # longest side of a picture in a strip of variations, and in the report
 WAITING, WAITING_PX = 4, 100_000_000  # batches, and pixels of their pictures, that may wait to become full ones
 
@@ -79,7 +80,7 @@ def paint_file(
 ) -> Counter[str]:
     """Paint what a JSON-lines file asks for into ``out``, a folder for each line, and write the report.
 
-    common: painting options for the lines that do not say. batch: the most pictures that are painted together. Returns
+    What ends it early leaves a report of what was done. common: painting options for the lines that do not say. batch: the most pictures that are painted together. Returns
     how many were painted, kept and failed; what failed is said on stderr, and the others are painted.
     """
     if batch < 1:
@@ -87,14 +88,16 @@ def paint_file(
     orders, faults = read_orders(path, common)
     with tqdm(total=len(orders) + len(faults), unit="request", mininterval=1) as bar:
         run = _Run(painter, out, model, batch, path.name, bar)
-        for line, fault in faults.items():
-            run.fail(line, fault)
-        for line, order in orders.items():
-            run.take(line, order)
-        run.finish()
-    rows = [run.rows[line] for line in sorted(run.rows)]
-    write_whole(out / RESULTS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    write_report(out, path.name, rows)
+        try:
+            for line, fault in faults.items():
+                run.fail(line, fault)
+            for line, order in orders.items():
+                run.take(line, order)
+            run.finish()
+        finally:
+            rows = [run.rows[line] for line in sorted(run.rows)]
+            write_whole(out / RESULTS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_report(out, path.name, rows)
     return tally(rows)
 
 
@@ -154,7 +157,7 @@ class _Run:
             return
         try:
             results = self.painter.paint([job.requests[n] for job, n in some], **some[0][0].order.options)
-        except (ValueError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             if len(some) == 1:
                 job = some[0][0]
                 job.failed = True
@@ -171,8 +174,7 @@ class _Run:
     def _file(self, job: Job) -> None:
         """Write a finished job into a folder of its own, which appears with all that is in it."""
         aside, folder = self.out / f".{job.order.id}.writing", self.out / job.order.id
-        if aside.exists():  # left by a run that was killed
-            shutil.rmtree(aside)
+        shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
         results = [job.results[n] for n in range(len(job.requests))]
         strip = pictures.side_by_side(job.requests[0], results, THUMBNAIL_PX)
         thumbnail = io.BytesIO()
@@ -195,6 +197,7 @@ def _there(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     remedy = "give this line another id, or remove that folder"
     try:
         found = json.loads((folder / RECORD).read_text())
+        record = {key: value for key, value in record.items() if key not in NAMES}
         asked = {key: found.get(key) for key in record}
         missing = [name for name in found["files"] if not (folder / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

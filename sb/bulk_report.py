@@ -38,7 +38,9 @@ def write_report(out: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Non
 
     rows: what ``results.jsonl`` holds.
     """
-    with whole(out / REPORT) as aside, open(aside, "w", encoding="utf-8") as file:
+    with whole(out / REPORT) as aside, open(
+        aside, "w", encoding="utf-8", errors="backslashreplace"  # JSON may hold half a pair of surrogates
+    ) as file:
         counts = ", ".join(f"{count} {status}" for status, count in tally(rows).items())
         file.write(HEAD.format(title=escape(f"Requests of {name}"), counts=escape(counts)))
         for row in sorted(rows, key=lambda row: row["status"] != "failed"):
@@ -52,7 +54,8 @@ def _shown(out: Path, row: Mapping[str, Any]) -> Iterator[str]:
     yield f'<div class="said">{escape(row["error"] if failed else row["text"] or "(no text)")}</div>'
     facts = [f"line {row['line']}", row["id"] or "", row["status"]]
     if not failed:
-        picture = base64.b64encode((out / row["id"] / THUMBNAIL).read_bytes()).decode()
+        thumbnail = out / row["id"] / THUMBNAIL
+        picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
         yield f'<img alt="input, mask and result" src="data:image/jpeg;base64,{picture}">'
         facts += [f"{'mask' if row['mask'] else 'box'}, precision {row['precision']}", f"seed {row['seed']}"]
         facts += [f"{row[key]}" for key in ("task", "loss") if row[key]]

@@ -12,6 +12,7 @@ from torch import Tensor
 from sb.masks import dilate, gaussian_blur
 from sb.registry import register
 
+RING_PX, SIGMA_PX = 8, 6.0
 # decoded and true picture (3, H, W) float, painted (1, H, W) in {0, 1} -> the decoded picture, matched
 ColourMatch = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -23,11 +24,11 @@ def no_match() -> ColourMatch:
 
 
 @register("colour_match", "mean")
-def mean_match(ring_px: int = 8) -> ColourMatch:
-    """One shift for each channel: the mean difference in a ring around what was painted."""
+def mean_match() -> ColourMatch:
+    """One shift for each channel: the mean difference in a ring of ``RING_PX`` around what was painted."""
 
     def match(decoded: Tensor, picture: Tensor, painted: Tensor) -> Tensor:
-        ring = dilate(painted[None], ring_px)[0] * (1 - painted)
+        ring = dilate(painted[None], RING_PX)[0] * (1 - painted)
         shift = ((picture - decoded) * ring).sum((1, 2), keepdim=True) / ring.sum().clamp(min=1)
         return decoded + shift * painted
 
@@ -35,12 +36,12 @@ def mean_match(ring_px: int = 8) -> ColourMatch:
 
 
 @register("colour_match", "smooth")
-def smooth_match(sigma_px: float = 6.0) -> ColourMatch:
-    """The difference outside, blurred over ``sigma_px`` into what was painted; it fades where none is in reach."""
+def smooth_match() -> ColourMatch:
+    """The difference outside, blurred over ``SIGMA_PX`` into what was painted; it fades where none is in reach."""
 
     def match(decoded: Tensor, picture: Tensor, painted: Tensor) -> Tensor:
         known = 1 - painted
-        width = torch.full((len(picture) + 1,), sigma_px, device=decoded.device)
+        width = torch.full((len(picture) + 1,), SIGMA_PX, device=decoded.device)
         stacked = torch.cat([(picture - decoded) * known, known])[:, None]  # (4, 1, H, W)
         blurred = gaussian_blur(stacked, width)[:, 0]
         return decoded + painted * blurred[:-1] / blurred[-1:].clamp(min=1e-3)
@@ -55,8 +56,11 @@ def membrane_match() -> ColourMatch:
     The correction is harmonic inside, which is Poisson image editing (Perez et al., 2003) of the decoded picture into
     the true one. Needs scipy (``pip install -e '.[blend]'``).
     """
-    from scipy.sparse import coo_matrix, diags
-    from scipy.sparse.linalg import spsolve
+    try:
+        from scipy.sparse import coo_matrix, diags
+        from scipy.sparse.linalg import spsolve
+    except ImportError:
+        raise ValueError("colour_match: membrane needs scipy: pip install -e '.[blend]'") from None
 
     def match(decoded: Tensor, picture: Tensor, painted: Tensor) -> Tensor:
         inside = painted[0] > 0

@@ -3,6 +3,7 @@
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, f pixels per cell side.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,20 @@ class PaintOptions:
 
     def __post_init__(self) -> None:
         fractions = (self.guidance_from, self.guidance_until, self.preserve_from, self.threshold)
+        if not all(math.isfinite(number) for number in (self.guidance, self.context, self.max_zoom)):
+            raise ValueError(f"inpaint: guidance, context and max_zoom must be finite; got {self}")
         if self.steps < 1 or self.guidance < 0 or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ValueError(f"inpaint: needs steps >= 1, guidance >= 0, fractions in [0, 1]; got {self}")
+        if self.guidance_from > self.guidance_until:
+            raise ValueError(f"inpaint: guidance_from must not lie behind guidance_until; got {self}")
         if min(self.dilate_cells, self.dilate_px, self.feather_px) < 0:
             raise ValueError(f"inpaint: dilate_cells, dilate_px and feather_px must be 0 or more; got {self}")
         if self.context < 1 or self.max_zoom < 1:
             raise ValueError(f"inpaint: context and max_zoom must be 1 or more; got {self}")
+
+    def calls(self, fraction: float) -> float:
+        """A fraction of the steps, in steps; .28 of 25 are 7."""
+        return round(fraction * self.steps, 6)
 
 
 class Denoiser:
@@ -84,7 +93,7 @@ class Denoiser:
         task = torch.tensor(rows, device=canvas.clean.device)
         without = [not tasks.get(r.task, True) for r in requests]
         self.no_object = torch.tensor(without, device=canvas.clean.device).view(-1, 1, 1, 1)
-        guided = options.guidance != 1.0
+        guided = self.guided = options.guidance != 1.0 and any(r.text != r.negative for r in requests)
         features = text.encode([r.text for r in requests] + [r.negative for r in requests if guided])
         self.both = Condition(
             features.tokens, features.pooled, level.repeat(1 + guided), task.repeat(1 + guided)
@@ -96,8 +105,8 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
         canvas, options = self.canvas, self.options
         self.watch(self.calls, self.x0)
-        first, last = options.guidance_from * options.steps, options.guidance_until * options.steps
-        guided = options.guidance != 1.0 and first <= self.calls < last
+        first, last = options.calls(options.guidance_from), options.calls(options.guidance_until)
+        guided = self.guided and first <= self.calls < last
         x = self.conditioning.entering(x, canvas)
         shown = self.conditioning.network_input(x, canvas)
         if guided:
@@ -115,7 +124,7 @@ class Denoiser:
         region = canvas.hole
         if answer.mask_logits is not None:
             self.predicted = answer.mask_logits.sigmoid()
-            if options.use_predicted and self.calls >= options.preserve_from * options.steps:
+            if options.use_predicted and self.calls >= options.calls(options.preserve_from):
                 region = region * torch.where(self.no_object, 1.0, self._object_cells(self.predicted))
         self.calls += 1
         self.x0 = self.conditioning.put_back(answer.x0, canvas, region)

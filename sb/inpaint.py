@@ -3,6 +3,7 @@
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, f pixels per cell side.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,14 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sb import masks, pictures
+from sb.colour import ColourMatch
 from sb.conditioning import Conditioning
 from sb.config import check_keys
 from sb.denoising import Denoiser, PaintOptions
 from sb.frame import Frame, frame_of
 from sb.preview import Decode, Progress, Watch, linear_decode
-from sb.registry import build
+from sb.registry import build, call
 from sb.schedule import Schedule
 from sb.types import Request, Result
+
+SAMPLE = 64  # numbers of a tensor that a fingerprint looks at
 
 
 class Inpainter:
@@ -56,12 +60,13 @@ class Inpainter:
 
     @classmethod
     def load(
-        cls, path: str, device: str = "auto", dtype: str | None = None, compiled: bool = False
+        cls, path: str, device: str = "auto", dtype: str | None = None, compiled: bool = False,
+        preview: str | None = None,
     ) -> "Inpainter":
         """The Inpainter of a MODEL, as ``sb.assemble.load_inpainter`` describes it."""
         import importlib  # the loader stands above this module and is bound at call time
 
-        return importlib.import_module("sb.assemble").load_inpainter(path, device, dtype, compiled)
+        return importlib.import_module("sb.assemble").load_inpainter(path, device, dtype, compiled, preview)
 
     def __call__(
         self,
@@ -85,15 +90,27 @@ class Inpainter:
         chosen = replace(self.options, **options)
         return frame_of(mask, self.native_px, chosen.context, chosen.max_zoom)
 
+    def fingerprint(self) -> str:
+        """A digest of the networks: a sample of every tensor, which tells any two trained models apart."""
+        digest = hashlib.sha256()
+        for part in (self.denoiser, self.vae, self.text):
+            for name, value in part.state_dict().items():
+                sample = value.detach().flatten()[:SAMPLE].float().cpu()
+                digest.update(f"{name} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
     def paint(self, requests: Sequence[Request], watch: Watch | None = None, **options: Any) -> list[Result]:
         """Results in the order of the requests; those that the model sees at one size share a batch.
 
         watch: called with a ``Progress`` before every step of every batch; what it raises ends the painting.
-        Raises ValueError for a request that does not fit its picture, or an unknown option.
+        Raises ValueError for a request that does not fit its picture, or an unknown or impossible option.
         """
         check_keys("inpaint", options, [field.name for field in fields(PaintOptions)])
-        chosen = replace(self.options, **options)
+        chosen: PaintOptions = call("inpaint", PaintOptions, {**vars(self.options), **options})
+        match = build("colour_match", {"name": chosen.colour_match})
+        own = next(iter(self.tasks), "")  # "" is the model's first task
+        requests = [replace(request, task=request.task or own) for request in requests]
         results: dict[int, Result] = {}
         frames: list[Frame] = []
         by_size: dict[tuple[int, int], list[int]] = {}
@@ -105,12 +122,13 @@ class Inpainter:
             by_size.setdefault(frames[-1].size, []).append(index)
         for indices in by_size.values():
             picked, placed = [requests[i] for i in indices], [frames[i] for i in indices]
-            for index, result in zip(indices, self._paint(picked, placed, chosen, watch, indices), strict=True):
+            for index, result in zip(indices, self._paint(picked, placed, chosen, match, watch, indices), strict=True):
                 results[index] = result
         return [results[index] for index in range(len(requests))]
 
     def _paint(
-        self, requests: list[Request], frames: list[Frame], options: PaintOptions, watch: Watch | None, places: Any
+        self, requests: list[Request], frames: list[Frame], options: PaintOptions, match: ColourMatch,
+        watch: Watch | None, places: Any,
     ) -> list[Result]:
         clock = _Clock()
         height, width = frames[0].size
@@ -138,7 +156,8 @@ class Inpainter:
         seen = [None] * len(pairs) if predicted is None else list(predicted[..., :height, :width].float().cpu())
         threshold = denoise.threshold.cpu()
         results = [
-            self._finished(*pairs[i], decoded[i], seen[i], float(threshold[i]), options) for i in range(len(pairs))
+            self._finished(*pairs[i], decoded[i], seen[i], float(threshold[i]), options, match)
+            for i in range(len(pairs))
         ]
         clock.lap("decode")
         for result in results:
@@ -147,7 +166,7 @@ class Inpainter:
 
     def _finished(
         self, request: Request, frame: Frame, decoded: Tensor, predicted: Tensor | None, threshold: float,
-        options: PaintOptions,
+        options: PaintOptions, match: ColourMatch,
     ) -> Result:
         """What the model made of a frame, pasted into the request's picture at the picture's own resolution."""
         picture, mask = frame.cut(request.image).float(), frame.cut(request.mask)
@@ -161,7 +180,6 @@ class Inpainter:
             mask[None], predicted[None] if options.use_predicted and predicted is not None else None,
             threshold=threshold, dilate_px=options.dilate_px, feather_px=feather_px,
         )[0]
-        match = build("colour_match", {"name": options.colour_match})
         matched = match(decoded, picture, (weight > 0).float())
         blend = (picture + weight * (matched - picture)).round().clamp(0, 255)
         pixels = torch.where(mask > 0, blend, picture).to(torch.uint8)
@@ -180,7 +198,7 @@ class Inpainter:
                 return [request.image for request, _ in pairs]
             drawn = []
             for (request, frame), seen in zip(pairs, _levels(decode(x0).float()).cpu(), strict=True):
-                part = frame.unscaled(seen[:, : frame.size[0], : frame.size[1]]).clamp(0, 255).to(torch.uint8)
+                part = frame.unscaled(seen[:, : frame.size[0], : frame.size[1]]).clamp(0, 255).round().to(torch.uint8)
                 mask = frame.cut(request.mask)
                 drawn.append(frame.put_back(torch.where(mask > 0, part, frame.cut(request.image)), request.image))
             return drawn

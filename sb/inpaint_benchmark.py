@@ -24,6 +24,7 @@ from sb.masks import Ladder
 from sb.models.model_pairs import library
 from sb.models.weights import no_init
 from sb.pictures import image_tensor, mask_tensor
+from sb.registry import lookup
 from sb.types import Request
 
 TEXT = "striped blue star"
@@ -60,6 +61,8 @@ def benchmark_inpainting(
         raise ValueError("benchmark: batch, steps and passes must be at least 1")
     where = str(find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device))
     chosen = [Way.parse(way) for way in ways]
+    if len({way.name for way in chosen} | {"ours", "diffusers"}) < len(chosen) + 2:
+        raise ValueError("benchmark: every way needs a name of its own, and not 'ours' or 'diffusers'")
     load = partial(Inpainter.load, device=where)
     with tempfile.TemporaryDirectory() as folder:
         contenders: dict[str, Callable[[], Any]] = {}
@@ -71,7 +74,7 @@ def benchmark_inpainting(
             contenders["diffusers"] = _theirs(place, asked, steps, guidance, where)
             chosen = [Way("ours", {}), *chosen]
             painter.options = type(painter.options)(steps=steps, guidance=guidance)
-            painter.sampler = Way("", {"sampler": "ddim"}).painter(painter, load).sampler
+            painter.sampler, painter.native_px = lookup("sampler", "ddim"), None  # all of the picture, as diffusers
         else:
             painter = load(model)
             asked = _Asked(size_px or painter.native_px or 256, batch)

@@ -91,7 +91,7 @@ class ConsistencyObjective(DenoisingObjective):
     """The same, but for the measure of the error: pseudo-Huber, ``sqrt(d^2 + c^2) - c`` (arXiv 2310.14189), which does
     not let the few large errors of a student decide.
 
-    c: below it an error counts by its square, above it by itself, in units of latents.
+    c: below it an error counts by its square, above it by itself, in units of what the network predicts.
     """
 
     def __init__(self, region: str = "hole", mask_weight: float = 0.01, c: float = 0.03):

@@ -12,7 +12,7 @@ from sb.formats.source import Source, open_source
 from sb.masks import Ladder
 from sb.models.lora import check_grown
 from sb.models.weights import load_state
-from sb.registry import build, build_fitted, call, filled, lookup
+from sb.registry import build, build_fitted, call, filled, lookup, settings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,20 @@ def build_vae(cfg: Mapping[str, Any]) -> Any:
         known = {"scale": vae.scale, "shift": vae.shift} | {k: found[k] for k in ("scale", "shift") if k in found}
         vae.scale, vae.shift = (float({**known, **spec}[name]) for name in ("scale", "shift"))
     return vae
+
+
+def build_quick(path: str, vae: Any) -> Any:
+    """The autoencoder of a checkpoint that decodes another one's latents; ValueError where the latents differ."""
+    source = open_source(path)
+    if "vae" not in source.parts:
+        raise ValueError(f"preview: {path} holds {' and '.join(source.parts)}, not an autoencoder")
+    quick = build_vae({"vae": {**source.config["vae"], "weights": path}})
+    seen, needed = ((v.latent_channels, v.factor) for v in (quick, vae))
+    if seen != needed:
+        raise ValueError(
+            f"preview: {path} has {seen[0]} latent channels of {seen[1]} px, the model's have {needed[0]} of {needed[1]}"
+        )
+    return quick
 
 
 def build_text(cfg: Mapping[str, Any]) -> Any:
@@ -113,7 +127,24 @@ def task_objects(cfg: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def build_teacher(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int, text: Any) -> Any:
-    """The denoiser of ``teacher``, a trained model that agrees with the run file's own in everything but weights."""
+    """The denoiser of ``teacher``, a trained model that agrees with the run file's own in everything but weights;
+    ValueError where it was trained to answer something else, or on something else."""
+    source = open_source(cfg["teacher"])
+    missing = {"unet", "vae", "text"} - source.parts.keys()
+    there = {} if missing else source.sections()
+    faults = [f"it has no {' and '.join(sorted(missing))}"] if missing else []
+    for section in () if missing else ("schedule", "conditioning", "vae", "text"):
+        ours, theirs = settings(section, cfg[section]), settings(section, there[section])
+        faults += [
+            f"{section}.{key} is {theirs.get(key)} there, {value} here"
+            for key, value in ours.items() if theirs.get(key) != value
+        ]
+    if not missing and there["ladder"]["levels"] != cfg["ladder"]["levels"]:
+        faults.append("its ladder has other levels")
+    if not missing and cfg["denoiser"].get("with_task") and list(task_objects(there)) != list(task_objects(cfg)):
+        faults.append("its data.tasks are others, or in another order")
+    if faults:
+        raise ValueError(f"teacher: {cfg['teacher']} is no model of this kind: {'; '.join(faults)}")
     return build_denoiser(
         {**cfg, "lora": None, "denoiser": {**cfg["denoiser"], "weights": cfg["teacher"]}}, ladder, latent_channels, text
     )

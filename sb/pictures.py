@@ -93,7 +93,7 @@ def open_image(path: str | Path) -> Image.Image:
         return image
     except FileNotFoundError:
         raise ValueError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise whatever they like on broken files
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
 
 
@@ -105,6 +105,8 @@ def note_bits(image: Image.Image) -> None:
 
 def loss_of(source: Image.Image) -> str | None:
     """What an 8-bit RGB picture cannot hold of a source's own pixels, or None where it holds them all."""
+    if getattr(source, "n_frames", 1) > 1:
+        return f"the first of {source.n_frames} frames is all that is read"
     if source.mode == "F":
         return "numbers with a fraction become 8 bits a channel"
     if source.mode.startswith("I") or source.info.get(BITS) == 16:

@@ -31,22 +31,23 @@ Watch = Callable[[Progress], None]
 
 
 def linear_decode(latents: Tensor, pictures: Tensor) -> Decode:
-    """A decoder that is a matrix: a cell's mean colour as a linear function of its latents, fitted on latents
-    (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1] that are at hand. Blurry, and nearly free.
+    """A decoder that is a matrix for each picture: a cell's mean colour as a linear function of its latents, fitted on
+    latents (B, C, h, w) of the pictures (B, 3, H, W) in [-1, 1] themselves. Blurry, and nearly free; in float32.
     """
     def inputs(z: Tensor) -> Tensor:
-        rows = z.float().movedim(1, -1).flatten(0, 2)
-        return torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)  # (cells, C + 1)
+        rows = z.float().movedim(1, -1).flatten(1, 2)
+        return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)  # (B, cells, C + 1)
 
-    cells = latents.shape[-2], latents.shape[-1]
-    colours = F.adaptive_avg_pool2d(pictures.float(), cells).movedim(1, -1).flatten(0, 2)
-    known = inputs(latents)
-    ridge = 1e-3 * len(known) * torch.eye(known.shape[1], device=known.device)
-    matrix = torch.linalg.solve(known.T @ known + ridge, known.T @ colours)
-    size = pictures.shape[-2:]
+    size, cells = pictures.shape[-2:], latents.shape[-2:]
+    with torch.autocast(latents.device.type, enabled=False):
+        colours = F.adaptive_avg_pool2d(pictures.float(), tuple(cells)).movedim(1, -1).flatten(1, 2)
+        known = inputs(latents)
+        ridge = 1e-3 * known.shape[1] * torch.eye(known.shape[2], device=known.device)
+        matrix = torch.linalg.solve(known.mT @ known + ridge, known.mT @ colours)  # (B, C + 1, 3)
 
     def decode(z: Tensor) -> Tensor:
-        painted = (inputs(z) @ matrix).unflatten(0, (len(z), *z.shape[-2:])).movedim(-1, 1)
-        return F.interpolate(painted, size, mode="bilinear", align_corners=False)
+        with torch.autocast(z.device.type, enabled=False):
+            painted = (inputs(z) @ matrix).unflatten(1, tuple(cells)).movedim(-1, 1)
+            return F.interpolate(painted, size, mode="bilinear", align_corners=False)
 
     return decode

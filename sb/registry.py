@@ -91,6 +91,11 @@ def build(kind: str, spec: Mapping[str, Any], **runtime: Any) -> Any:
     return call(f"{kind} '{name}'", lookup(kind, name), {k: v for k, v in spec.items() if k != "name"}, **runtime)
 
 
+def takes(kind: str, name: str, key: str) -> bool:
+    """Whether the entry has a parameter of that name."""
+    return key in _parameters(lookup(kind, name))
+
+
 def build_fitted(kind: str, spec: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     """Like ``build``, handing over those of the offered objects that the entry has a parameter for."""
     named = isinstance(spec, Mapping) and "name" in spec

@@ -318,3 +318,36 @@ def test_a_compiled_painter_paints_the_same(trained):
     request = Request(image, torch.ones(1, 32, 32, dtype=torch.uint8), "red star", seed=1)
     plain, quick = (load_inpainter(run.run_dir, compiled=compiled).paint([request])[0] for compiled in (False, True))
     assert (plain.decoded.int() - quick.decoded.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("changes, says", [
+    (["schedule.prediction=eps"], "schedule.prediction is v there, eps here"),
+    (["conditioning.encode=full"], "conditioning.encode is masked there, full here"),
+    (["ladder.levels=[{name: outline}, {name: box}]", "ladder.level_weights=[1, 1]"], "its ladder has other levels"),
+    (["data.tasks=[{name: remove}, {name: object}]"], "its data.tasks are others"),
+    (["vae.blocks=2"], "vae.blocks"),
+    (["system.train_text=true"], "set system.train_text=false"),
+    (["teacher=null", "denoiser.weights=null"], "'distilled' learns from one; set teacher: to a trained model"),
+])
+def test_a_teacher_must_be_of_the_students_kind(trained, changes, says):
+    run, overrides = trained
+    cfg = shrunk("shapes_distilled.yaml", [*overrides, "run_dir=student", f"teacher={run.run_dir}", *changes])
+    with pytest.raises(ValueError, match=says):
+        assemble(cfg)
+
+
+def test_a_system_without_a_teacher_is_given_none(trained):
+    run, overrides = trained
+    with pytest.raises(ValueError, match="teacher: system 'smartbrush' has none"):
+        assemble(shrunk("quickstart.yaml", [*overrides, "run_dir=student", f"teacher={run.run_dir}"]))
+
+
+def test_a_quick_autoencoder_draws_the_previews(trained, tmp_path):
+    run, overrides = trained
+    painter = load_inpainter(run.run_dir, "cpu", preview=str(run.run_dir))
+    latents = torch.randn(1, painter.vae.latent_channels, 4, 4)
+    assert torch.equal(painter.preview(latents), painter.vae.picture(latents))
+    other = assemble(shrunk("quickstart.yaml", [*overrides, f"run_dir={tmp_path}/other", "vae.latent_channels=3"]))
+    other.fit()
+    with pytest.raises(ValueError, match="has 3 latent channels of 4 px, the model's have 4 of 4"):
+        load_inpainter(run.run_dir, "cpu", preview=str(other.run_dir))

@@ -187,15 +187,18 @@ def test_one_that_cannot_be_painted_does_not_take_its_batch_along(painter, folde
 
 def test_a_killed_run_leaves_no_half_a_result(painter, folder, monkeypatch):
     calls = []
+    save = bulk.pictures.save_png
 
-    def stop(*arguments):
-        calls.append(arguments)
-        raise KeyboardInterrupt
+    def stop(image, path):
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        save(image, path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sb.bulk.write_whole", stop)
+        patch.setattr("sb.bulk.pictures.save_png", stop)
         run(painter, folder, [a_line()])
-    assert calls and not (folder / "out" / "a").exists()
+    assert len(calls) == 3 and calls[0].exists() and not (folder / "out" / "a").exists()
     counts, _ = run(painter, folder, [a_line()])
     assert counts == {"painted": 1}
     assert {path.name for path in (folder / "out").iterdir()} == {"a", "report.html", "results.jsonl"}

@@ -1,5 +1,7 @@
 """The Inpainter: nothing outside the mask changes, whatever the size, batch or options."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,63 @@ def test_a_watch_sees_every_step_and_pictures_that_keep_the_background(painter):
     assert seen == [((0, 2), step, 3) for step in range(3)] + [((1,), step, 3) for step in range(3)]
     for one, two in zip(watched, painter.paint(requests), strict=True):
         assert torch.equal(one.pixels, two.pixels)
+
+
+def test_a_bf16_painter_can_be_watched(painter):
+    quick = copy.copy(painter)
+    quick.dtype, seen = torch.bfloat16, []
+    quick.paint([a_request()], watch=lambda progress: seen.append(progress.pictures()[0].dtype))
+    assert seen == [torch.uint8] * 3
+
+
+def test_a_preview_does_not_depend_on_the_batch(painter):
+    def previews(requests):
+        seen = []
+        painter.paint(requests, watch=lambda progress: seen.append(progress.pictures()[0].int()))
+        return torch.stack(seen)
+
+    assert (previews([a_request()]) - previews([a_request(), a_request(seed=5)])).abs().max() <= 1
+
+
+def test_without_a_task_a_request_is_for_the_first(painter):
+    first = copy.copy(painter)
+    first.tasks = {"remove": False, "object": True}
+    unsaid, said = first.paint([a_request(), a_request(task="remove")])
+    assert torch.equal(unsaid.pixels, said.pixels) and unsaid.predicted is None
+
+
+def test_equal_words_on_both_sides_need_no_guidance(painter):
+    sizes = []
+    watched = copy.copy(painter)
+    watched.denoiser = lambda x, t, cond: sizes.append(len(x)) or painter.denoiser(x, t, cond)
+    watched.paint([a_request(negative="red star")])
+    assert sizes == [1, 1, 1]
+    watched.paint([a_request(negative="red star"), a_request()])
+    assert sizes[3:] == [4, 4, 4]
+
+
+def test_a_fingerprint_changes_with_any_weight(painter):
+    before = painter.fingerprint()
+    assert before == painter.fingerprint()
+    other = copy.copy(painter)
+    other.vae = copy.deepcopy(painter.vae)
+    next(other.vae.parameters()).data[0] += 1e-3
+    assert other.fingerprint() != before
+
+
+def test_a_fraction_of_the_steps_is_counted_as_it_is_written():
+    assert PaintOptions(steps=25).calls(0.28) == 7.0 and PaintOptions(steps=100).calls(0.55) == 55.0
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"steps": 2.5}, "steps"), ({"steps": "3"}, "steps"), ({"guidance": float("nan")}, "finite"),
+    ({"guidance_from": 0.6, "guidance_until": 0.5}, "guidance_from"), ({"colour_match": "men"}, "mean"),
+])
+def test_impossible_options_are_refused_before_anything_is_painted(painter, options, says):
+    idle = copy.copy(painter)
+    idle.denoiser = None
+    with pytest.raises(ValueError, match=says):
+        idle.paint([a_request()], **options)
 
 
 def test_what_a_watch_raises_ends_the_painting(painter):

@@ -45,6 +45,8 @@ def main() -> int:
         parser.error(f"--{next(iter(given), 'overwrite')} does not go with --requests, whose lines say what to paint")
     if args.batch < 1:
         parser.error(f"--batch must be 1 or more, not {args.batch}")
+    if not args.requests and "image" not in given:
+        parser.error("needs --image, or --requests with a file of them")
     try:
         return paint_file(args) if args.requests else paint(args, given)
     except (ValueError, OSError) as error:
@@ -61,7 +63,7 @@ def paint_file(args: argparse.Namespace) -> int:
     from sb.asked import REPORT
     from sb.inpaint import Inpainter
 
-    if not args.requests.is_file():
+    if not args.requests.is_file():  # before a model is read
         raise ValueError(f"no file of requests at {args.requests}")
     painter = Inpainter.load(args.model, args.device, args.dtype)
     counts = bulk.paint_file(painter, args.requests, args.out, args.model, options(args), args.batch)

@@ -31,7 +31,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         serve(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -19,14 +19,15 @@ DOCS = (  # its page starts itself with a script of its own
 
 
 class Guard:
-    """ASGI middleware. hosts: the names that a request may call this server by, None for any.
+    """ASGI middleware. hosts: the names that a request may call this server by, None for any. A page of another origin
+    is refused in any case.
 
     A page elsewhere cannot read answers of this server, but it could make a browser post to it, or have its own name
     point to this machine; both show in the Host and Origin that the browser sends.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None = None):
-        self.app, self.hosts = app, hosts
+        self.app, self.hosts = app, None if hosts is None else {name.lower() for name in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +42,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        if self.hosts is not None and not self._known(Headers(scope=scope)):
+        if not self._known(Headers(scope=scope)):
             refusal = JSONResponse({"detail": "this server answers only pages and clients of its own address"}, 403)
             return await refusal(scope, receive, dressed)
         await self.app(scope, receive, dressed)
@@ -49,6 +50,7 @@ class Guard:
     def _known(self, headers: Headers) -> bool:
         host, origin = headers.get("host", ""), headers.get("origin")
         try:
-            return urlsplit(f"//{host}").hostname in (self.hosts or ()) and origin in (None, f"http://{host}")
+            listed = self.hosts is None or urlsplit(f"//{host}").hostname in self.hosts
+            return listed and origin in (None, f"http://{host}", f"https://{host}")
         except ValueError:
             return False

@@ -65,14 +65,14 @@ class Job:
         return self.cancelled or time.monotonic() > self.deadline
 
     def say(self, kind: Any, value: Any = None) -> None:
-        """Tell, unless nobody listens; a job whose owner cannot be told is cancelled."""
+        """Tell, unless nobody listens; a job whose owner cannot be told its end is cancelled."""
         if self.cancelled:
             return
         try:
             self.tell(Event(kind, value))
         except Exception:
             log.exception("a client could not be told")
-            self.cancelled = True
+            self.cancelled = kind != "progress"
 
 
 class Jobs:

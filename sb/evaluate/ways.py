@@ -32,10 +32,11 @@ from sb.evaluate.seams import colour_shift, seams
 from sb.evaluate.shapes import painted_of
 from sb.evaluate.shapes_metrics import Scores, decibel, object_of, score
 from sb.inpaint import Inpainter
-from sb.registry import build, lookup
+from sb.registry import build, call, lookup
 from sb.types import Request, Result
 
 OTHER_KEYS = ("model", "sampler", "encode", "compiled", "large")
+LEAST_LARGE = 64  # px, what the scenes measure
 Load = Callable[[str], Inpainter]
 
 
@@ -50,6 +51,8 @@ class Way:
     def parse(cls, text: str) -> "Way":
         """``name: key=value key=value``, or a name alone for the model's own options; ValueError otherwise."""
         name, _, rest = text.partition(":")
+        if not name.strip() or "=" in name:
+            raise ValueError(f"way '{text}' needs a name in front: 'NAME: key=value'")
         changes = key_values(rest.split())
         check_keys(f"way '{name.strip()}'", changes, [*OTHER_KEYS, *(field.name for field in fields(PaintOptions))])
         return cls(name.strip(), changes)
@@ -61,12 +64,14 @@ class Way:
         if "sampler" in changes:
             painter.sampler = lookup("sampler", changes["sampler"])
         if "encode" in changes:
+            if not hasattr(painter.conditioning, "encode"):
+                raise ValueError(f"way '{self.name}': this model's conditioning has no 'encode'")
             shown = {"mask_channels": painter.conditioning.mask_channels, "encode": changes["encode"]}
             painter.conditioning = build("conditioning", {"name": "smartbrush", **shown})
         if changes.get("compiled"):
             painter.denoiser = torch.compile(painter.denoiser)  # type: ignore[assignment]
         options = {key: value for key, value in changes.items() if key not in OTHER_KEYS}
-        painter.options = PaintOptions(**{**vars(painter.options), **options})
+        painter.options = call(f"way '{self.name}'", PaintOptions, {**vars(painter.options), **options})
         return painter
 
 
@@ -91,10 +96,13 @@ def compare_ways(
     background = torch.stack([case.background for case in cases])
     for way in ways:
         paint = _placed(way.painter(painter, load).paint, way.changes.get("large"))
+        paint_cases(paint, cases[:batch], boxes[:batch], level, batch, f"{way.name}, to warm up")
         began = time.perf_counter()
-        on_outline = score(cases, painted_of(paint_cases(paint, cases, outlines, 0, batch, way.name), outlines), oracle)
-        painted = painted_of(paint_cases(paint, cases, boxes, level, batch, way.name), boxes)
+        outlined = paint_cases(paint, cases, outlines, 0, batch, way.name)
+        boxed = paint_cases(paint, cases, boxes, level, batch, way.name)
         seconds = time.perf_counter() - began
+        on_outline = score(cases, painted_of(outlined, outlines), oracle)
+        painted = painted_of(boxed, boxes)
         on_box = score(cases, painted, oracle)
         found = object_of(painted.pixels, background, boxes)
         each = {"text_outline": on_outline.text, "text_box": on_box.text, "iou_outline": on_outline.iou}
@@ -116,7 +124,7 @@ def compare_on_photos(
     painter: Inpainter, load: Load, ways: Sequence[Way], requests: Sequence[Request], batch: int = 16
 ) -> list[dict[str, Any]]:
     """A row for each way on photos: seam and colour shift outside of what the mask head calls the object, or where
-    there is no head, of what the first way's does."""
+    there is no head, of what the last head before it did."""
     rows: list[dict[str, Any]] = []
     found: Tensor | None = None
     untouched, masks = (torch.stack([getattr(r, name) for r in requests]) for name in ("image", "mask"))
@@ -202,6 +210,8 @@ def _placed(paint: Paint, side: int | None) -> Paint:
     """``paint`` for scenes that are pasted into pictures of that side, somewhere each, and cut out again."""
     if side is None:
         return paint
+    if not isinstance(side, int) or side < LEAST_LARGE:
+        raise ValueError(f"large={side}: give the side of a picture in px, {LEAST_LARGE} or more")
 
     def placed(requests: Sequence[Request], **options: Any) -> list[Result]:
         wide, corners = [], []

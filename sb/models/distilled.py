@@ -35,6 +35,8 @@ class DistilledSmartBrush(SmartBrush):
             raise ValueError(
                 f"system: needs guidance above 0 and guidance_until in [0, 1], not {guidance} and {guidance_until}"
             )
+        if parts.get("train_text"):
+            raise ValueError("system: a distilled model keeps its teacher's text tower; set system.train_text=false")
         self.guidance, self.guidance_until = guidance, guidance_until
         self.times = torch.tensor(self.schedule.walk(solver_steps))  # (solver_steps + 1,), the last is -1
         self._outside["teacher"] = teacher.eval().requires_grad_(False)

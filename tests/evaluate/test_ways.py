@@ -77,10 +77,28 @@ def test_a_way_changes_what_it_says_and_nothing_else():
 @pytest.mark.parametrize("text, says", [
     ("a: setps=3", "way 'a' has no key 'setps'; did you mean 'steps'"),
     ("a: steps", "option 'steps' must read key=value"),
+    ("steps=3", "needs a name in front"),
+    (": steps=3", "needs a name in front"),
 ])
 def test_an_unknown_way_is_one_line(text, says):
     with pytest.raises(ValueError, match=says):
         Way.parse(text)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("a: steps=many", "way 'a': steps"), ("a: encode=full", "no 'encode'"),
+])
+def test_a_way_that_cannot_be_is_one_line(text, says):
+    painter = Known(None)
+    painter.conditioning = None
+    with pytest.raises(ValueError, match=says):
+        Way.parse(text).painter(painter, None)
+
+
+@pytest.mark.parametrize("side", [32, "big"])
+def test_a_picture_that_is_not_large_is_refused(cases, oracle, side):
+    with pytest.raises(ValueError, match=f"large={side}"):
+        compare_ways(Known(None), None, [Way("a", {"large": side})], cases, oracle)
 
 
 def test_rows_of_a_painter_that_paints_the_truth_and_one_that_paints_nothing(cases, oracle):
