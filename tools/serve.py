@@ -19,6 +19,8 @@ def main() -> int:
     )
     parser.add_argument("--model", action="append", required=True, dest="models", metavar="[ID=]MODEL",
                         help="a run or model folder, or a checkpoint; may be given several times")
+    parser.add_argument("--preview", action="append", default=[], dest="previews", metavar="[ID=]VAE",
+                        help="a quick autoencoder of a model's latents, such as TAESD, for sharper previews")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
     parser.add_argument("--device", default="auto")
@@ -52,8 +54,12 @@ def serve(args: argparse.Namespace) -> None:
         if not token.isascii() or not token:
             raise ValueError(f"--token-file {args.token_file}: its first line must be the token, in plain letters")
     places = named(args.models)
+    quick = previews_of(args.previews, list(places))
     bound, address = listen(args.host, args.port)
-    models = {name: Inpainter.load(path, args.device) for name, path in places.items()}
+    models = {name: Inpainter.load(path, args.device, preview=quick.get(name)) for name, path in places.items()}
+    for name, painter in models.items():
+        if painter.options.steps > limits.steps:
+            raise ValueError(f"--limit steps={limits.steps}: model '{name}' takes {painter.options.steps} by itself")
     hosts = {*LOCAL, *args.hosts} if args.host in LOCAL or args.hosts else None
     server = Server(create_app(models, limits, token, not args.no_provenance, hosts))
     if args.host not in LOCAL and token is None:
@@ -76,6 +82,18 @@ def limits_of(texts: list[str]) -> Any:
         except ValueError:
             raise ValueError(f"--limit {text}: '{number}' is no number") from None
     return Limits(**chosen)
+
+
+def previews_of(texts: list[str], models: list[str]) -> dict[str, str]:
+    """The autoencoders' paths by model: ``ID=path``, or a path alone where there is one model."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, path = text.rpartition("=")
+        name = name or models[0] if len(models) == 1 else name
+        if name not in models:
+            raise ValueError(f"--preview {text}: say for which model, ID=path; there are {', '.join(models)}")
+        found[name] = path
+    return found
 
 
 def named(texts: list[str]) -> dict[str, str]:

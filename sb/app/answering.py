@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import Request as Http
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from PIL import Image
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sb.app.body import body_of, parts_of
 from sb.app.counting import Counters
@@ -28,6 +29,7 @@ FAILURES = {
     "refused": (422, ""), "failed": (500, "painting failed; the server's log says why"),
     "late": (504, "this took longer than a request may take here"), "closed": (503, "the server is shutting down"),
 }
+HELD = "sb.held"  # in the scope of a request that counts as held
 POLL_S = 0.25  # between two looks whether the client is still there
 
 
@@ -49,25 +51,31 @@ class Answering:
         self.models, self.limits, self.jobs, self.counters = models, limits, jobs, counters
         self.provenance = provenance
         self.arriving = 0  # requests that are read and decoded: they hold a place in the queue already
+        self.held = 0  # accepted requests whose answers are not yet sent
 
     async def inpaint(self, http: Http) -> Response:
         """The answer to one request; raises Refused."""
         began = time.monotonic()
         accept = http.headers.get("accept", "")
         client = Client(http, self.limits if STREAM in accept else None)
+        one = accept.startswith("image/")
         try:
             wish = await self._queued(http, client, began, accept)
+            if one and len(wish.job.requests) > 1:
+                wish.job.cancelled = True
+                raise Refused(422, f"variations: Accept: {accept[:40]} asks for one picture; accept application/json")
             if client.streams:
                 return StreamingResponse(
                     self._events(client, wish, began), media_type=STREAM, headers={"X-Accel-Buffering": "no"}
                 )
             results = await client.results(wish.job)
-            if accept.startswith("image/"):
+            if one:
                 content, kind = await asyncio.to_thread(_picture, results[0], wish)
                 lossy = {"X-Lossy": "true"} if wish.form == "jpeg" else {}
                 answer = Response(content, media_type=kind, headers={"X-Seed": str(results[0].seed), **lossy})
             else:
-                answer = JSONResponse(await asyncio.to_thread(_answer, results, wish))
+                content = (await asyncio.to_thread(_answer, results, wish)).encode()
+                answer = Response(content, media_type="application/json")
         except Refused as error:
             self.counters.answered(error.status)
             raise
@@ -75,10 +83,13 @@ class Answering:
         return answer
 
     async def _queued(self, http: Http, client: "Client", began: float, accept: str) -> Wish:
-        if len(self.jobs) + self.arriving >= self.limits.queue:
+        in_the_house = self.limits.queue + 2 * self.limits.batch  # one batch being painted, one being sent
+        if len(self.jobs) + self.arriving >= self.limits.queue or self.held >= in_the_house:
             await body_of(http, self.limits, keep=False)
             raise self._busy()
         self.arriving += 1
+        self.held += 1
+        http.scope[HELD] = True
         try:
             parts = await parts_of(http, await body_of(http, self.limits))
             fields = read_fields(parts.fields, parts.typed, self.limits)
@@ -122,20 +133,40 @@ class Answering:
         return Refused(429, line, max(1, math.ceil(batches * self.jobs.pace)))
 
     async def _events(self, client: "Client", wish: Wish, began: float) -> AsyncIterator[str]:
-        def say(kind: str, value: Any) -> str:
-            return f"event: {kind}\ndata: {json.dumps(value)}\n\n"
+        def say(kind: str, content: str) -> str:
+            return f"event: {kind}\ndata: {content}\n\n"
 
         try:
-            yield say("queued", {"ahead": client.ahead})
+            yield say("queued", json.dumps({"ahead": client.ahead}))
             while (event := await client.next(wish.job)).kind == "progress":
-                yield say("progress", event.value)
+                yield say("progress", json.dumps(event.value))
             yield say("done", await asyncio.to_thread(_answer, event.value, wish))
             self.counters.answered(200, time.monotonic() - began)
+        except asyncio.CancelledError:
+            self.counters.answered(499)
+            raise
         except Refused as error:
             self.counters.answered(error.status)
-            yield say("error", {"detail": str(error), "status": error.status})
+            yield say("error", json.dumps({"detail": str(error), "status": error.status}))
         finally:
             wish.job.cancelled = True  # done, or the client went away
+
+
+class Sending:
+    """ASGI middleware: a request is held until all of its answer is sent, which may take so many seconds."""
+
+    def __init__(self, app: ASGIApp, answering: Answering):
+        self.app, self.answering = app, answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def timed(message: Message) -> None:
+            async with asyncio.timeout(self.answering.limits.seconds):
+                await send(message)
+
+        try:
+            await self.app(scope, receive, timed)
+        finally:
+            self.answering.held -= bool(scope.get(HELD))
 
 
 class Client:
@@ -210,7 +241,8 @@ def _picture(result: Result, wish: Wish) -> tuple[bytes, str]:
     return encoded(like_source(result.image, wish.source), wish.form, said), f"image/{wish.form}"
 
 
-def _answer(results: list[Result], wish: Wish) -> dict[str, Any]:
+def _answer(results: list[Result], wish: Wish) -> str:
+    """The answer in JSON, made where it holds nobody else up."""
     def one(result: Result) -> dict[str, Any]:
         content, kind = _picture(result, wish)
         seen = result.predicted_mask
@@ -223,7 +255,7 @@ def _answer(results: list[Result], wish: Wish) -> dict[str, Any]:
             "seconds": result.seconds,
         }
 
-    return {
+    return json.dumps({
         "model": wish.job.model, "results": [one(result) for result in results], "lossy": wish.form == "jpeg",
         "converted": loss_of(wish.source),
-    }
+    })

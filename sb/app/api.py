@@ -15,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from sb.app.answering import STREAM, Answering
+from sb.app.answering import STREAM, Answering, Sending
 from sb.app.counting import Counters
 from sb.app.guard import Guard
 from sb.app.jobs import Jobs
@@ -45,7 +45,7 @@ def create_app(
 ) -> FastAPI:
     """The app for these models by id, the first being the default. token: what a client must send as a bearer.
     provenance: say in every picture that it is generated, by what model and seed. hosts: the names that browsers may
-    call this server by, None for any. Its ``state.jobs`` is the queue.
+    call this server by, None for any. Its ``state`` holds ``jobs``, ``limits`` and ``answering``.
     """
     if not models:
         raise ValueError("app: needs a model")
@@ -65,6 +65,8 @@ def create_app(
         docs_url=None, redoc_url=None, lifespan=lifespan,
     )
     app.state.jobs = jobs
+    app.state.limits, app.state.answering = limits, answering
+    app.add_middleware(Sending, answering=answering)
     app.add_middleware(Guard, hosts=hosts)
 
     @app.exception_handler(HTTPException)

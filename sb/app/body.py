@@ -23,7 +23,7 @@ async def body_of(http: Http, limits: Limits, keep: bool = True) -> bytes:
     it to its end for nothing."""
     content, size = bytearray(), 0
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(limits.arrival):
             async for piece in http.stream():
                 size += len(piece)
                 if keep and size <= limits.max_bytes:
@@ -31,7 +31,7 @@ async def body_of(http: Http, limits: Limits, keep: bool = True) -> bytes:
                 elif size > DRAINED * limits.max_bytes:
                     break
     except TimeoutError:
-        raise Refused(408, f"the request did not arrive within {limits.seconds:g} s") from None
+        raise Refused(408, f"the request did not arrive within {limits.arrival:g} s") from None
     except ClientDisconnect:
         raise Refused(499, "the client went away") from None
     if size > limits.max_bytes:
@@ -56,7 +56,7 @@ async def parts_of(http: Http, content: bytes) -> Parts:
         raise Refused(415, "send multipart/form-data or application/json")
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii"):
         raise Refused(415, "send multipart/form-data in utf-8")
-    return await _from_multipart(http, content)
+    return await asyncio.to_thread(asyncio.run, _from_multipart(http, content))  # parsing must not hold the others up
 
 
 def _from_json(content: bytes) -> Parts:

@@ -1,5 +1,6 @@
 """A server process for an app: its address is known before it starts, and its end keeps nobody waiting."""
 
+import math
 import socket
 
 import uvicorn
@@ -10,7 +11,10 @@ class Server(uvicorn.Server):
     """Those that wait in the queue are told at once when it shuts down, what is being painted is finished."""
 
     def __init__(self, app: FastAPI):
-        super().__init__(uvicorn.Config(app, log_level="warning", server_header=False))
+        patience = math.ceil(app.state.limits.seconds)
+        super().__init__(uvicorn.Config(
+            app, log_level="warning", server_header=False, timeout_graceful_shutdown=patience
+        ))
         self.jobs = app.state.jobs
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

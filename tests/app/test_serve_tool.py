@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sb.app.guard import LOCAL
+from sb.app.guard import LOCAL, Guard
 from sb.app.serving import Server
 from sb.inpaint import Inpainter
 
 testclient = pytest.importorskip("fastapi.testclient")
+loaded = {}  # the previews by model
 TOOL = Path(__file__).parents[2] / "tools" / "serve.py"
 
 
@@ -25,7 +26,13 @@ def serve(monkeypatch, small_painter, tmp_path):
         served.append(server.config.app)
 
     monkeypatch.setattr(Server, "run", run)
-    monkeypatch.setattr(Inpainter, "load", lambda path, device: small_painter)
+    loaded.clear()
+
+    def load(path, device, preview):
+        loaded[path] = preview
+        return small_painter
+
+    monkeypatch.setattr(Inpainter, "load", load)
     spec = importlib.util.spec_from_file_location("tool_serve", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -48,13 +55,15 @@ def test_several_models_are_offered_by_name(serve, capsys, tmp_path):
 
 
 def test_only_this_machine_unless_told_otherwise(serve, capsys, tmp_path):
-    hosts = [middleware.kwargs["hosts"] for middleware in serve("--model", "a")[1].user_middleware]
-    assert hosts == [LOCAL]
+    def hosts(app):
+        return next(one.kwargs["hosts"] for one in app.user_middleware if one.cls is Guard)
+
+    assert hosts(serve("--model", "a")[1]) == LOCAL
     app = serve("--model", "a", "--allow-host", "paint.example")[1]
-    assert [middleware.kwargs["hosts"] for middleware in app.user_middleware] == [{*LOCAL, "paint.example"}]
+    assert hosts(app) == {*LOCAL, "paint.example"}
     assert "--token-file keeps strangers out" not in capsys.readouterr().err
     app = serve("--model", "a", "--host", "0.0.0.0")[1]
-    assert [middleware.kwargs["hosts"] for middleware in app.user_middleware] == [None]
+    assert hosts(app) is None
     assert "--token-file keeps strangers out" in capsys.readouterr().err
     (tmp_path / "token").write_text("secret\n")
     app = serve("--model", "a", "--token-file", tmp_path / "token")[1]
@@ -67,12 +76,23 @@ def test_only_this_machine_unless_told_otherwise(serve, capsys, tmp_path):
     (["--model", "a", "--limit", "sides=3"], "there is no limit of this name; there are max_bytes, "),
     (["--model", "a", "--limit", "steps=many"], "'many' is no number"),
     (["--model", "a", "--limit", "steps=0"], "steps must be more than 0"),
+    (["--model", "a", "--limit", "steps=2"], "model 'a' takes 3 by itself"),
+    (["--model", "a", "--port", "99999"], "port must be 0-65535"),
+    (["--model", "a", "--model", "b", "--preview", "taesd"], "say for which model, ID=path; there are a, b"),
+    (["--model", "a", "--preview", "c=taesd"], "say for which model"),
     (["--model", "a", "--token-file", "/dev/null"], "its first line must be the token"),
 ])
 def test_one_line_says_what_is_wrong(serve, capsys, arguments, says):
     assert serve(*arguments) == (2, None)
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and says in said
+
+
+def test_previews_are_for_the_model_that_is_named(serve):
+    serve("--model", "a", "--preview", "taesd")
+    assert loaded == {"a": "taesd"}
+    serve("--model", "a", "--model", "b", "--preview", "b=taesd")
+    assert loaded == {"a": None, "b": "taesd"}
 
 
 def test_a_taken_port_is_said(serve, capsys):

@@ -7,6 +7,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from sb.app.api import create_app
@@ -14,7 +15,9 @@ from sb.app.guard import LOCAL
 from sb.app.limits import Limits
 from sb.app.serving import listen
 
-from .conftest import serving
+from .conftest import png, serving
+
+testclient = pytest.importorskip("fastapi.testclient")
 
 
 def body(photo, **fields):
@@ -85,7 +88,7 @@ def test_requests_that_still_arrive_hold_places(small_painter, photo):
 
 @pytest.mark.parametrize("part", ["arriving", "painting"])
 def test_time_is_limited(slow_painter, photo, part):
-    with serving(create_app({"small": slow_painter}, Limits(seconds=0.5))) as address:
+    with serving(create_app({"small": slow_painter}, Limits(seconds=0.5, arrival=0.5))) as address:
         if part == "painting":
             answer = send(address, photo).getresponse()
             assert answer.status == 504 and "longer than" in json.load(answer)["detail"]
@@ -110,10 +113,10 @@ def test_a_body_that_is_too_large_is_read_to_be_answered(small_painter, photo):
     ({"Host": "127.0.0.1.evil.example"}, 403), ({"Host": "["}, 403), ({"Host": ""}, 403),
     ({"Host": "localhost", "Origin": "http://localhost"}, 200), ({"Host": "localhost", "Origin": "null"}, 403),
     ({"Host": "localhost", "Origin": "http://evil.example"}, 403),
+    ({"Host": "localhost", "Origin": "https://localhost"}, 200),
     ({"Host": "localhost:7860", "Origin": "http://localhost:3000"}, 403),
 ])
 def test_a_local_server_listens_to_its_own_page_only(small_painter, photo, headers, status):
-    testclient = pytest.importorskip("fastapi.testclient")
     content, kind = body(photo)
     with testclient.TestClient(create_app({"small": small_painter}, hosts=LOCAL), "http://localhost") as client:
         answer = client.post("/v1/inpaint", content=content, headers={"Content-Type": kind, **headers})
@@ -139,3 +142,42 @@ def test_a_taken_port_is_an_error_before_anything_is_loaded():
     bound, address = listen("127.0.0.1", 0)
     with bound, pytest.raises(OSError, match="in use"):
         listen("127.0.0.1", urlsplit(address).port)
+
+
+def test_any_name_may_be_allowed_but_no_other_page(small_painter):
+    with testclient.TestClient(create_app({"small": small_painter}), "http://paint.example") as client:
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_names_of_hosts_have_no_case(small_painter):
+    app = create_app({"small": small_painter}, hosts={"Paint.Example"})
+    with testclient.TestClient(app, "http://paint.example") as client:
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_client_that_does_not_read_holds_its_place_and_then_loses_it(small_painter, photo):
+    large = png(np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), dtype=np.uint8))
+    app = create_app({"small": small_painter}, Limits(seconds=3))
+    with serving(app) as address:
+        deaf = send(address, (None, large), variations=3)  # more than the buffers between them hold
+        until("it is painted", lambda: len(app.state.jobs) == 0 and app.state.answering.held == 1)
+        until("its time is over", lambda: app.state.answering.held == 0, seconds=15)
+        assert send(address, photo).getresponse().status == 200
+        deaf.close()
+
+
+def test_a_preview_that_fails_costs_nobody_the_picture(small_painter, photo, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("sb.app.answering._preview", fail)
+    with serving(create_app({"small": small_painter}, Limits(seconds=20))) as address:
+        answer = send(address, photo, accept="text/event-stream").getresponse()
+        assert "event: done" in answer.read().decode()
+
+
+def test_one_picture_is_not_asked_for_several(small_painter, photo):
+    with serving(create_app({"small": small_painter})) as address:
+        answer = send(address, photo, accept="image/png", variations=2).getresponse()
+        assert answer.status == 422 and "asks for one picture" in json.load(answer)["detail"]

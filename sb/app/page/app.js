@@ -17,6 +17,15 @@ function address(blob) {
   return links.get(blob);
 }
 
+// Lets go of results' addresses, and so of their bytes, except one that is kept.
+function forget(results, kept) {
+  for (const blob of results.flatMap((result) => [result.blob, result.mask]))
+    if (blob && blob !== kept && links.has(blob)) {
+      URL.revokeObjectURL(links.get(blob));
+      links.delete(blob);
+    }
+}
+
 function say(text, bad = false) {
   $("line").textContent = text;
   $("line").classList.toggle("bad", bad);
@@ -37,13 +46,17 @@ function update() {
 
 async function show(blob, name) {
   const picture = $("picture");
-  picture.src = address(blob);
+  const tried = new Image(); // what is shown stays until the other is known to be a picture
+  tried.src = address(blob);
   try {
+    await tried.decode();
+    picture.src = tried.src;
     await picture.decode();
   } catch {
     say("This file is no picture that the browser can show.", true);
     return false;
   }
+  forget(state.results, blob);
   Object.assign(state, { photo: blob, name: name ?? state.name, results: [], chosen: null });
   $("drop").hidden = true;
   $("size").textContent = `${picture.naturalWidth} x ${picture.naturalHeight}`;
@@ -58,7 +71,7 @@ async function show(blob, name) {
 }
 
 async function open(file) {
-  if (file && (await show(file, file.name.replace(/\.[^.]*$/, "")))) remember("opened", file);
+  if (file && !state.running && (await show(file, file.name.replace(/\.[^.]*$/, "")))) remember("opened", file);
 }
 
 function thumbnail(blob, title, chosen) {
@@ -96,21 +109,28 @@ function choose(index) {
 }
 
 function discard() {
+  forget(state.results);
   Object.assign(state, { results: [], chosen: null });
   $("results").replaceChildren();
   $("after").hidden = $("seen").hidden = true;
   update();
 }
 
-async function run() {
+async function wish() {
   const form = new FormData();
+  const drawn = await mask.file();
+  if (!drawn) throw new Error("the browser could not write the mask");
   form.append("image", state.photo, "image");
-  form.append("mask", await mask.file(), "mask.png");
+  form.append("mask", drawn, "mask.png");
   for (const name of ["negative", "steps", "guidance", "variations", "model", "task", "format"])
     if ($(name).value !== "") form.append(name, $(name).value);
   if (!$("texts").hidden) form.append("text", $("text").value);
   form.append("seed", $("seed").value === "" ? Math.floor(Math.random() * 2 ** 31) : $("seed").value);
   form.append("precision", Number($("precision").value) / 100);
+  return form;
+}
+
+async function run() {
   state.running = new AbortController();
   discard();
   $("progress").removeAttribute("value");
@@ -118,7 +138,7 @@ async function run() {
   update();
   $("stage").scrollIntoView({ block: "nearest" });
   try {
-    const done = await inpaint(form, state.running.signal, (kind, value) => {
+    const done = await inpaint(await wish(), state.running.signal, (kind, value) => {
       if (kind === "busy") say("many are waiting: trying again in a moment");
       if (kind === "queued" && value.ahead) say(`${value.ahead} before you`);
       if (kind !== "progress") return;
@@ -152,7 +172,9 @@ async function run() {
 }
 
 async function accept() {
+  if (state.chosen === null) return;
   const { blob, seed } = state.results[state.chosen];
+  state.chosen = null;
   const what = $("texts").hidden ? $("task").selectedOptions[0].text : $("text").value || "painted";
   const title = `${what}, seed ${seed}`;
   await show(blob);
@@ -209,8 +231,10 @@ function draw() {
   }
 
   function ended(event) {
-    fingers.delete(event.pointerId);
+    if (!fingers.delete(event.pointerId)) return;
+    if (state.tool === "box" && last !== null && last === first) mask.past.pop(); // a click drew no box
     last = null;
+    update();
   }
 
   $("stage").addEventListener("pointerdown", began);
@@ -250,9 +274,14 @@ function precision() {
   $("exact").textContent = value === 1 ? "outline" : value === 0 ? "box" : value.toFixed(2);
 }
 
-$("open").addEventListener("change", (event) => open(event.target.files[0]));
+$("open").addEventListener("change", (event) => {
+  open(event.target.files[0]);
+  event.target.value = ""; // so that the same file can be opened again
+});
 $("maskfile").addEventListener("change", async (event) => {
   try {
+    if (!state.photo) throw new Error("open a photo first");
+    if (state.running || state.chosen !== null) throw new Error("accept or discard the result first");
     await mask.load(event.target.files[0]);
   } catch (error) {
     say(error.message, true);
@@ -264,7 +293,7 @@ $("stage").addEventListener("dragleave", () => $("stage").classList.remove("over
 $("stage").addEventListener("drop", (event) => {
   event.preventDefault();
   $("stage").classList.remove("over");
-  if (!state.running) open(event.dataTransfer.files[0]);
+  open(event.dataTransfer.files[0]);
 });
 for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => pick(button.dataset.tool));
 $("undo").addEventListener("click", () => mask.undo());
@@ -283,14 +312,15 @@ $("stop").addEventListener("click", () => state.running?.abort());
 $("model").addEventListener("change", () => shown(state.known[$("model").selectedIndex]));
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); if (!$("run").disabled) run(); });
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea, select")) return;
+  if (event.target.matches("textarea, select, input:not([type=range], [type=checkbox])")) return;
   if ((event.ctrlKey || event.metaKey) && event.key === "z" && !$("undo").disabled) mask.undo();
   if (event.key === " " && $("stage").matches(":hover")) {
     event.preventDefault();
     state.held = true;
   }
+  if (event.ctrlKey || event.metaKey) return; // the browser's own
   const tools = { b: "brush", e: "erase", r: "box" };
-  if (!event.ctrlKey && !event.metaKey && tools[event.key]) pick(tools[event.key]);
+  if (tools[event.key]) pick(tools[event.key]);
   if (event.key === "+") stage.zoom(1.4);
   if (event.key === "-") stage.zoom(1 / 1.4);
   if (event.key === "0") stage.fit();

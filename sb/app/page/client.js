@@ -20,6 +20,7 @@ async function ask(url, options, busy = () => {}) {
     if (answer.status !== 401) return answer;
     const given = prompt("This server asks for its token");
     if (!given) throw new Error("a token is needed");
+    if (!/^[\x21-\x7e]+$/.test(given.trim())) throw new Error("a token holds plain letters, digits and signs only");
     sessionStorage.setItem("token", given.trim());
   }
 }
@@ -45,21 +46,26 @@ export async function inpaint(form, signal, heard) {
   }, () => heard("busy"));
   if (!answer.ok) throw new Error(await line(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
+  let parts = []; // of an event that is not yet whole; looked at once, for a result is long
   for (;;) {
     const { value, done } = await reader.read();
     if (done) throw new Error("the server went away");
-    text += value;
-    let end;
-    while ((end = text.indexOf("\n\n")) >= 0) {
-      const [first, second] = text.slice(0, end).split("\n");
-      text = text.slice(end + 2);
+    let piece = value;
+    for (;;) {
+      const before = parts.length ? parts.at(-1).slice(-1) : "";
+      const end = (before + piece).indexOf("\n\n");
+      if (end < 0) break;
+      const text = parts.join("") + piece;
+      const at = text.length - piece.length - before.length + end;
+      const [first, second] = text.slice(0, at).split("\n");
+      [parts, piece] = [[], text.slice(at + 2)];
       const kind = first.slice("event: ".length);
       const data = JSON.parse(second.slice("data: ".length));
       if (kind === "done") return data;
       if (kind === "error") throw new Error(data.detail);
       heard(kind, data);
     }
+    if (piece) parts.push(piece);
   }
 }
 

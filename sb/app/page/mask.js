@@ -54,7 +54,7 @@ export class Mask {
     c.stroke();
     c.restore();
     this.blank = erase ? null : false;
-    this.changed();
+    if (!erase) this.changed(); // what is left after erasing is looked at when the stroke ends
   }
 
   // A box dragged from one corner to another; the picture of before it is drawn over each time.
@@ -63,8 +63,9 @@ export class Mask {
     c.putImageData(this.past[this.past.length - 1], 0, 0);
     const [x, y] = [Math.min(from.x, to.x), Math.min(from.y, to.y)].map(Math.round);
     c.fillStyle = "#e0245e";
-    c.fillRect(x, y, Math.round(Math.abs(to.x - from.x)), Math.round(Math.abs(to.y - from.y)));
-    this.blank = null;
+    const [width, height] = [Math.abs(to.x - from.x), Math.abs(to.y - from.y)].map(Math.round);
+    c.fillRect(x, y, width, height);
+    this.blank = width && height ? false : null;
     this.changed();
   }
 
