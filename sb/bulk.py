@@ -80,8 +80,9 @@ def paint_file(
 ) -> Counter[str]:
     """Paint what a JSON-lines file asks for into ``out``, a folder for each line, and write the report.
 
-    What ends it early leaves a report of what was done. common: painting options for the lines that do not say. batch: the most pictures that are painted together. Returns
-    how many were painted, kept and failed; what failed is said on stderr, and the others are painted.
+    common: painting options for the lines that do not say. batch: the most pictures that are painted together. Returns
+    how many were painted, kept and failed; what failed is said on stderr, and the others are painted. What ends it
+    early leaves a report of what was done.
     """
     if batch < 1:
         raise ValueError(f"batch must be 1 or more, not {batch}")

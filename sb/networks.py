@@ -45,7 +45,8 @@ def build_quick(path: str, vae: Any) -> Any:
     seen, needed = ((v.latent_channels, v.factor) for v in (quick, vae))
     if seen != needed:
         raise ValueError(
-            f"preview: {path} has {seen[0]} latent channels of {seen[1]} px, the model's have {needed[0]} of {needed[1]}"
+            f"preview: {path} has {seen[0]} latent channels of {seen[1]} px, the model's have {needed[0]} of "
+            f"{needed[1]}"
         )
     return quick
 

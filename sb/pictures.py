@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -105,8 +105,9 @@ def note_bits(image: Image.Image) -> None:
 
 def loss_of(source: Image.Image) -> str | None:
     """What an 8-bit RGB picture cannot hold of a source's own pixels, or None where it holds them all."""
-    if getattr(source, "n_frames", 1) > 1:
-        return f"the first of {source.n_frames} frames is all that is read"
+    frames = getattr(source, "n_frames", 1)
+    if frames > 1:
+        return f"the first of {frames} frames is all that is read"
     if source.mode == "F":
         return "numbers with a fraction become 8 bits a channel"
     if source.mode.startswith("I") or source.info.get(BITS) == 16:

@@ -38,16 +38,16 @@ def linear_decode(latents: Tensor, pictures: Tensor) -> Decode:
         rows = z.float().movedim(1, -1).flatten(1, 2)
         return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)  # (B, cells, C + 1)
 
-    size, cells = pictures.shape[-2:], latents.shape[-2:]
+    size, cells = pictures.shape[-2:], (latents.shape[-2], latents.shape[-1])
     with torch.autocast(latents.device.type, enabled=False):
-        colours = F.adaptive_avg_pool2d(pictures.float(), tuple(cells)).movedim(1, -1).flatten(1, 2)
+        colours = F.adaptive_avg_pool2d(pictures.float(), cells).movedim(1, -1).flatten(1, 2)
         known = inputs(latents)
         ridge = 1e-3 * known.shape[1] * torch.eye(known.shape[2], device=known.device)
         matrix = torch.linalg.solve(known.mT @ known + ridge, known.mT @ colours)  # (B, C + 1, 3)
 
     def decode(z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            painted = (inputs(z) @ matrix).unflatten(1, tuple(cells)).movedim(-1, 1)
+            painted = (inputs(z) @ matrix).unflatten(1, cells).movedim(-1, 1)
             return F.interpolate(painted, size, mode="bilinear", align_corners=False)
 
     return decode

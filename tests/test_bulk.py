@@ -1,5 +1,6 @@
 """Many requests from a file: each painted once, whole, as if alone; a bad line costs only itself."""
 
+import copy
 import json
 import re
 
@@ -232,3 +233,64 @@ def test_a_strip_shows_input_mask_and_all_results():
     assert [strip.getpixel((5 + 14 * n, 10))[0] for n in range(5)] == [100, 178, 10, 20, 30]
     single = side_by_side(Request(image, mask, ""), results[:1])
     assert single.size == (4 * 20 + 3 * 4, 40) and single.getpixel((50, 20)) == (255, 255, 255)
+
+
+def test_no_line_is_too_odd_for_the_others(painter, folder):
+    whole = "1" + "0" * 400
+    odd = [
+        json.dumps(a_line("a", id="p"))[:-1] + f', "precision": {whole}' + "}",
+        json.dumps(a_line("a", id="g"))[:-1] + f', "guidance": {whole}' + "}",
+        a_line(id="\u754c" * 90),
+        {"image": "a.png", "box": [1, 1, 5, 5], "text": "half a pair: \ud800"},
+    ]
+    counts, rows = run(painter, folder, [*odd, a_line("b")])
+    assert counts == {"painted": 2, "failed": 3} and [row["status"] for row in rows[:3]] == ["failed"] * 3
+    assert "half a pair" in (folder / "out" / "report.html").read_text()
+
+
+def test_a_picture_of_a_long_name_is_filed(painter, folder):
+    name = "\u754c" * 80
+    Image.open(folder / "a.png").save(folder / f"{name}.png")
+    counts, rows = run(painter, folder, [{"image": f"{name}.png", "box": [1, 1, 5, 5], "text": "x"}])
+    assert counts == {"painted": 1} and rows[0]["id"].startswith("\u754c") and len(rows[0]["id"].encode()) < 120
+
+
+def test_whatever_a_decoder_raises_is_one_line(painter, folder, monkeypatch):
+    def fail(*arguments):
+        raise NotImplementedError("a header of another kind")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sb.pictures.note_bits", fail)
+        counts, rows = run(painter, folder, [a_line()])
+    assert counts == {"failed": 1} and "a header of another kind" in rows[0]["error"]
+
+
+def test_what_ends_a_run_leaves_a_report(painter, folder, monkeypatch):
+    run(painter, folder, [a_line()])
+    monkeypatch.setattr("sb.bulk.os.rename", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        run(painter, folder, [a_line(), a_line("b")])
+    assert "1 kept" in (folder / "out" / "report.html").read_text()
+
+
+def test_other_weights_are_another_request(painter, folder):
+    run(painter, folder, [a_line()])
+    other = copy.copy(painter)
+    other.denoiser = copy.deepcopy(painter.denoiser)
+    next(other.denoiser.parameters()).data.add_(1.0)
+    counts, rows = run(other, folder, [a_line()])
+    assert counts == {"failed": 1} and "differs in weights" in rows[0]["error"]
+
+
+def test_the_same_weights_by_another_name_and_words_are_kept(painter, folder):
+    run(painter, folder, [a_line(precision="outline")])
+    (folder / "requests.jsonl").write_text(json.dumps(a_line(precision=1)) + "\n")
+    counts = bulk.paint_file(painter, folder / "requests.jsonl", folder / "out", "MODEL/", {})
+    assert counts == {"kept": 1}
+
+
+def test_a_missing_thumbnail_costs_no_report(painter, folder):
+    run(painter, folder, [a_line()])
+    (folder / "out" / "a" / "thumbnail.jpg").unlink()
+    counts, _ = run(painter, folder, [a_line()])
+    assert counts == {"kept": 1} and "1 kept" in (folder / "out" / "report.html").read_text()

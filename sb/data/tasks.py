@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 Objects = Callable[[], Pixels]  # all objects of the crop (S, S) uint8, decoded when they are asked for
 SAMPLE_BY = ("instance", "category")
 SHRINK, MIN_SCALE = 0.8, 0.4  # of an outline that finds no free place
-MARGIN = 4  # a free place is wider than the outline by this part of it, for its coarser masks
+MARGIN = 4  # a free place is wider than the outline by this part of it, so that ground is seen around the mask
 
 
 class Plan(NamedTuple):
