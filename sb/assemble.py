@@ -1,9 +1,8 @@
-"""Config in, objects out: the only module that reads a run file's sections.
+"""Config in, objects out: with ``networks`` the only module that reads a run file's sections.
 
 ``assemble`` makes a training run, ``load_inpainter`` makes a painter of what a run left in ``run_dir/model``.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,27 +15,27 @@ import torch
 from sb import checkpoints, launch, provenance
 from sb import config as run_files
 from sb.data.module import ShardData
+from sb.denoising import PaintOptions
 from sb.evaluate.held_out import val_requests
 from sb.export import exporter
-from sb.formats import describe
-from sb.formats.part import widen
-from sb.formats.source import Source, open_source
-from sb.inpaint import Inpainter, PaintOptions
+from sb.formats.source import open_source
+from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.latents import facts_of, tower_facts
-from sb.models.lora import add_lora, check_grown
-from sb.models.weights import load_state, no_init
-from sb.registry import build, build_fitted, call, filled, lookup
+from sb.models.lora import add_lora
+from sb.models.weights import cast_products, no_init
+from sb.networks import build_denoiser, build_parts, build_quick, build_teacher, build_text, build_vae, task_objects
+from sb.registry import build, build_fitted, call, lookup, takes
 from sb.types import Request, Result
 
-log = logging.getLogger(__name__)
 SECTIONS = {  # sections of a run file that name an entry, and the kind they name
     "system": "system", "vae": "vae", "text": "text", "denoiser": "denoiser", "schedule": "schedule",
     "conditioning": "conditioning", "objective": "objective", "optimizer": "optimizer", "sampler": "sampler",
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OTHER_KEYS = (
     "name", "seed", "run_dir", "resume", "plugins", "image_size", "licence", "ladder", "inpaint", "data", "callbacks",
-    "trainer", "start", "lora",
+    "trainer", "start", "lora", "teacher",
 )
 
 
@@ -127,6 +126,11 @@ def check(cfg: Mapping[str, Any]) -> None:
         raise ValueError(f"sampler: needs a name and nothing else, not {cfg['sampler']}; inpaint: says how many steps")
     if cfg.get("lora") is not None and not (cfg.get("denoiser") or {}).get("weights"):
         raise ValueError("lora: adapts a trained denoiser, and none is named: set denoiser.weights, or lora=null")
+    learns = takes("system", cfg["system"]["name"], "teacher")
+    if learns and not cfg.get("teacher"):
+        raise ValueError(f"teacher: system '{cfg['system']['name']}' learns from one; set teacher: to a trained model")
+    if cfg.get("teacher") and not learns:
+        raise ValueError(f"teacher: system '{cfg['system']['name']}' has none; leave it out, or set system.name")
 
 
 def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
@@ -135,89 +139,16 @@ def build_data(cfg: Mapping[str, Any], ladder: Ladder) -> ShardData:
     return call("data", ShardData, cfg["data"], **facts)
 
 
-def build_vae(cfg: Mapping[str, Any]) -> Any:
-    """The autoencoder of a run file, with the weights of ``vae.weights`` where it names a checkpoint, and that one's
-    scale and shift unless the run file gives its own.
-
-    Raises ValueError where the checkpoint holds none, or another one than the run file describes.
-    """
-    spec = dict(cfg["vae"])
-    weights = spec.pop("weights", None)
-    vae = build("vae", spec)
-    if weights:
-        source = open_source(weights)
-        _agree("vae", spec, source)
-        _load(vae, source, "vae")
-        found = source.config.get("vae", {})
-        known = {"scale": vae.scale, "shift": vae.shift} | {k: found[k] for k in ("scale", "shift") if k in found}
-        vae.scale, vae.shift = (float({**known, **spec}[name]) for name in ("scale", "shift"))
-    return vae
-
-
-def build_text(cfg: Mapping[str, Any]) -> Any:
-    """The text tower of a run file, with the weights of ``text.weights`` where it names a checkpoint.
-
-    What the tower does not need (layers after the one it stops at, a projection) may be in the checkpoint or not.
-    """
-    spec = dict(cfg["text"])
-    weights = spec.pop("weights", None)
-    text = build("text", spec)
-    if weights:
-        source = open_source(weights)
-        _agree("text", spec, source)
-        found = source.config.get("text", {})
-        if not {"clip"} == {found.get("name"), spec["name"]}:
-            _load(text, source, "text")
-            return text
-        with torch.device("meta"):
-            there = build("text", found)
-        state = source.part("text").state(there.state_dict())
-        load_state(text, {name: state[name] for name in text.state_dict() if name in state}, str(weights))
-    return text
-
-
-def build_denoiser(cfg: Mapping[str, Any], ladder: Ladder, latent_channels: int, text: Any) -> Any:
-    """The denoiser of a run file, fitted to its latents, text tower and ladder.
-
-    ``denoiser.weights`` may name a checkpoint with fewer channels and no precision levels (Stable Diffusion), which
-    then start at zero. Raises ValueError where the two differ in anything else.
-    """
-    spec = dict(cfg["denoiser"])
-    weights = spec.pop("weights", None)
-    conditioning = build("conditioning", cfg["conditioning"])
-    offered = {
-        "in_channels": conditioning.in_channels(latent_channels), "out_channels": latent_channels,
-        "text_width": text.width, "pooled_width": text.pooled_width,
-        "level_rows": ladder.num_levels + 1 if spec.pop("with_level", True) else 0,
-        "task_rows": len(cfg["data"]["tasks"]) if spec.pop("with_task", False) else 0,
-        "mask_head": conditioning.mask_channels if spec.pop("with_mask_head", True) else 0,
-    }
-    denoiser = build_fitted("denoiser", spec, offered)
-    if weights:
-        source = open_source(weights)
-        own = there = denoiser.state_dict()
-        if "denoiser" in source.config:
-            _agree("denoiser", spec, source)
-            _warn_of_prediction(cfg, source)
-            about_unet = ("denoiser", "conditioning", "data")
-            sections: dict[str, Any] = {key: source.config[key] for key in about_unet if key in source.config}
-            rungs = call("ladder", Ladder, source.config["ladder"]) if "ladder" in source.config else ladder
-            with torch.device("meta"):
-                there = build_denoiser({**cfg, **sections}, rungs, latent_channels, text).state_dict()
-        state = source.part("unet").state(there)
-        if isinstance(cfg.get("lora"), Mapping):
-            shapes = {name: value.shape for name, value in state.items()}
-            grown = {name.rpartition(".")[0] for name in own if shapes.get(name) != own[name].shape}
-            check_grown(grown, cfg["lora"].get("also") or (), str(weights))
-        load_state(denoiser, widen(state, own), str(weights))
-    return denoiser
-
-
-def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
+def load_inpainter(
+    path: str | Path, device: str = "auto", dtype: str | None = None, compiled: bool = False, preview: str | None = None
+) -> Inpainter:
     """The Inpainter of a MODEL: a run folder, its ``model`` folder, or a file in it (which may be the raw weights).
 
-    A published checkpoint paints as well: a nine-channel one as Stable Diffusion's inpainting does, a text-to-image one
-    with the background put back at every step.
+    dtype: ``fp32`` or ``bf16``, what the networks compute in; None, as they were trained. compiled: ``torch.compile``
+    for the denoiser, which makes the first request of each size slow and the others quicker. A published checkpoint
+    paints as well: a nine-channel one as Stable Diffusion's inpainting does, a text-to-image one with the background
+    put back at every step. preview: a checkpoint with a quick autoencoder of the same latents, such as TAESD's folder,
+    for pictures on the way; without one they are blurry.
     """
     source = open_source(path)
     if not {"vae", "text", "unet"} <= source.parts.keys():
@@ -228,64 +159,40 @@ def load_inpainter(path: str | Path, device: str = "auto") -> Inpainter:
         parts = build_parts(cfg, ladder)
     for name, state in source.states({name: module.state_dict() for name, module in parts.items()}).items():
         parts[name].load_state_dict(state)
-    chosen = find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = launch.find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
     for module in parts.values():
         module.eval().requires_grad_(False).to(chosen, memory_format=layout)
     painter = _inpainter(parts["unet"], parts["vae"], parts["text"], cfg, ladder, source.about)
-    painter.device = chosen
+    painter.device, painter.dtype = chosen, painter.dtype if dtype is None else _dtype(dtype)
+    cast_products(painter.denoiser, painter.dtype)
+    if compiled:
+        painter.denoiser = torch.compile(painter.denoiser)  # type: ignore[assignment]
+    if preview is not None:
+        quick = build_quick(preview, painter.vae).eval().requires_grad_(False).to(chosen)
+        painter.preview = quick.picture
     return painter
 
 
-def build_parts(cfg: Mapping[str, Any], ladder: Ladder) -> dict[str, Any]:
-    """The networks that a model's sections describe, with the weights they are made with."""
-    vae, text = build("vae", cfg["vae"]), build("text", cfg["text"])
-    return {"vae": vae, "text": text, "unet": build_denoiser(cfg, ladder, vae.latent_channels, text)}
-
-
-def outlines(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The networks of a run file on the meta device: what can be counted before anything is read or made."""
-    bare = {key: {k: v for k, v in cfg[key].items() if k != "weights"} for key in ("vae", "text", "denoiser")}
-    with torch.device("meta"):
-        return build_parts({**cfg, **bare}, call("ladder", Ladder, cfg["ladder"]))
-
-
-def _load(module: torch.nn.Module, source: Source, name: str) -> None:
-    module.load_state_dict(source.part(name).state(module.state_dict()))
-
-
-def _agree(section: str, spec: Mapping[str, Any], source: Source) -> None:
-    """Raise ValueError where a run file's section and a checkpoint differ in what tensor shapes do not show."""
-    found = source.config.get(section)
-    if not found or {spec["name"], found["name"]} == {"clip", "openclip"}:
-        return
-    if spec["name"] != found["name"]:
-        faults = [f"name is {spec['name']}, there {found['name']}"]
-    elif spec["name"] == "clip":
-        faults = describe.differences(describe.tower_seen(spec), describe.tower_seen(found))
-    else:
-        faults = describe.differences(filled(section, spec), filled(section, found))
-    if faults:
-        raise ValueError(f"{section}: {source.path} is another network: {'; '.join(faults)}")
-
-
-def _warn_of_prediction(cfg: Mapping[str, Any], source: Source) -> None:
-    ours, there = (sections.get("schedule", {}).get("prediction") for sections in (cfg, source.config))
-    if ours and there and ours != there:
-        log.warning("%s predicts %s, this run %s: it starts with the wrong answers", source.path, there, ours)
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype '{name}' is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def _smartbrush_parts(cfg: dict[str, Any], ladder: Ladder) -> dict[str, Any]:
     vae, text = build_vae(cfg), build_text(cfg)
-    tasks = cfg["data"]["tasks"]
-    has_object = [bool(lookup("task", task["name"]).has_object) for task in tasks]  # type: ignore[attr-defined]
+    tasks, objects = cfg["data"]["tasks"], task_objects(cfg)
+    has_object = [objects[task["name"]] for task in tasks]
     weights = [float(task.get("weight", 1.0)) for task in tasks]
     share = sum(w for w, has in zip(weights, has_object, strict=True) if has) / sum(weights)
+    teacher = {"teacher": build_teacher(cfg, ladder, vae.latent_channels, text)} if cfg.get("teacher") else {}
     return {
         "denoiser": build_denoiser(cfg, ladder, vae.latent_channels, text), "vae": vae, "text": text,
         "schedule": build("schedule", cfg["schedule"]), "ladder": ladder,
         "conditioning": build("conditioning", cfg["conditioning"]),
         "tasks": [task["name"] for task in tasks], "has_object": has_object, "object_share": share or 1.0,
+        **teacher,
     }
 
 
@@ -314,7 +221,8 @@ def _inpainter(
         denoiser, vae, text, build("schedule", cfg["schedule"]), ladder, build("conditioning", cfg["conditioning"]),
         lookup("sampler", cfg["sampler"]["name"]), call("inpaint", PaintOptions, cfg.get("inpaint") or {}),
         dtype=torch.bfloat16 if bf16 else torch.float32, about=about,
-        tasks=[task["name"] for task in cfg["data"]["tasks"]] if getattr(denoiser, "task_rows", 0) else (),
+        tasks=task_objects(cfg) if getattr(denoiser, "task_rows", 0) else None,
+        native_px=cfg.get("image_size"),
     )
 
 
@@ -333,14 +241,6 @@ def _live(painter: Inpainter, system: Any) -> Callable[..., list[Result]]:
         return painter.paint(requests, **options)
 
     return paint
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; ValueError where it is not here."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device
-        raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _check_resume(run_dir: Path, resume: str) -> None:

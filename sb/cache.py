@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sb import config as run_files
 from sb import launch, provenance
-from sb.assemble import build_data, build_text, build_vae, check, find_device
+from sb.assemble import build_data, check
 from sb.data.decode import read_record
 from sb.data.latents import Bits, moments_bytes, write_texts
 from sb.data.ledger import Broken
@@ -31,8 +31,10 @@ from sb.data.pipeline import MALFORMED, Look, key_of
 from sb.data.schema import SCHEMA_VERSION
 from sb.data.shards import ShardStore
 from sb.data.write import LABEL_ONLY, fingerprint_of, finish, is_finished, listed, prepare, read_json
+from sb.launch import find_device
 from sb.masks import Ladder
 from sb.models.latents import facts_of, tower_facts
+from sb.networks import build_text, build_vae
 from sb.registry import call
 
 TEXTS_AT_ONCE = 256

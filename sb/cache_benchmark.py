@@ -14,8 +14,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from sb import config
-from sb.assemble import assemble, find_device
+from sb.assemble import assemble
 from sb.data.pipeline import ShardLoader, TrainStream
+from sb.launch import find_device
 from sb.types import Batch
 
 WARM_STEPS = 3

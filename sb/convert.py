@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sb import assemble
+from sb import networks
 from sb import config as run_files
 from sb.formats import write
 from sb.formats.own import write_folder
@@ -54,7 +54,7 @@ def _states(opened: Source, cfg: Mapping[str, Any]) -> dict[str, dict[str, torch
     """Every network's tensors under our names, checked against the network that the sections describe."""
     with torch.device("meta"):
         if opened.parts.keys() == {"vae", "text", "unet"}:
-            modules = assemble.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
+            modules = networks.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
         elif opened.parts.keys() == {"vae"}:
             modules = {"vae": build("vae", opened.config["vae"])}
         else:
@@ -87,7 +87,7 @@ def _to_onnx(place: Path, states: Any, cfg: dict[str, Any], opened: Source) -> l
     if "unet" not in states:
         raise ValueError(f"{opened.path} holds a VAE alone: --to onnx needs a whole model")
     with no_init():
-        modules = assemble.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
+        modules = networks.build_parts(cfg, call("ladder", Ladder, cfg["ladder"]))
     for name, module in modules.items():
         module.load_state_dict(states[name])
         module.eval().requires_grad_(False)

@@ -1,11 +1,13 @@
-"""Inpainter: a request in, a finished picture out. Encode, sample with background preservation, decode, paste.
+"""Inpainter: a request in, a finished picture out. Frame, encode, sample with background preservation, decode, paste.
 
 Legend: B batch, C latent channels, k mask channels, h w latent cells, H W pixels, f pixels per cell side.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,39 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sb import masks, pictures
-from sb.conditioning import Canvas, Conditioning
+from sb.colour import ColourMatch
+from sb.conditioning import Conditioning
 from sb.config import check_keys
-from sb.guidance import combine
+from sb.denoising import Denoiser, PaintOptions
+from sb.frame import Frame, frame_of
+from sb.preview import Decode, Progress, Watch, linear_decode
+from sb.registry import build, call
 from sb.schedule import Schedule
-from sb.types import Condition, Denoised, Request, Result
+from sb.types import Request, Result
 
-
-@dataclass(frozen=True)
-class PaintOptions:
-    """How a request is painted; the run file's ``inpaint:`` section, and overridable per call.
-
-    steps: denoising steps. guidance: classifier-free scale, 1 = off. use_predicted: preserve the background by the
-    predicted mask, while sampling and in the paste. preserve_from: the fraction of the steps after which the
-    predicted mask is trusted (before, the hole is noise and the mask unknowable). threshold: probability from which
-    a place counts as object in a coarse mask; from level 1 down to the outline it falls to 0, for there the user's
-    mask is the object. dilate_cells, dilate_px: how far the predicted object is grown in latents and in the
-    picture. feather_px: width of the paste's fade.
-    """
-
-    steps: int = 20
-    guidance: float = 4.0
-    use_predicted: bool = True
-    preserve_from: float = 0.5
-    threshold: float = 0.5
-    dilate_cells: int = 1
-    dilate_px: int = 1
-    feather_px: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.guidance < 0 or not 0 <= self.preserve_from <= 1 or not 0 <= self.threshold <= 1:
-            raise ValueError(f"inpaint: needs steps >= 1, guidance >= 0, fractions in [0, 1]; got {self}")
-        if min(self.dilate_cells, self.dilate_px, self.feather_px) < 0:
-            raise ValueError(f"inpaint: dilate_cells, dilate_px and feather_px must be 0 or more; got {self}")
+SAMPLE = 64  # numbers of a tensor that a fingerprint looks at
 
 
 class Inpainter:
@@ -64,22 +44,29 @@ class Inpainter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         about: dict[str, Any] | None = None,
-        tasks: Sequence[str] = (),
+        tasks: Mapping[str, bool] | None = None,
+        native_px: int | None = None,
+        preview: Decode | None = None,
     ):
-        """about: what the model folder says of itself. dtype: of the autocast that networks run in. tasks: their names,
-        in the order of the denoiser's task rows."""
+        """about: what the model folder says of itself. dtype: of the autocast that networks run in. tasks: those that
+        the denoiser is told of, in the order of its rows, and whether they paint an object. native_px: the side of the
+        pictures that it was trained on; in larger ones a part is painted. preview: a quick decoder of the same latents,
+        for pictures on the way."""
         self.denoiser, self.vae, self.text = denoiser, vae, text
         self.schedule, self.ladder, self.conditioning, self.sampler = schedule, ladder, conditioning, sampler
         self.options, self.device, self.dtype = options, torch.device(device), dtype
-        self.about, self.tasks = about or {}, list(tasks)
+        self.about, self.tasks, self.native_px, self.preview = about or {}, dict(tasks or {}), native_px, preview
         self.grid = int(getattr(denoiser, "grid", 1))  # the latent size must be a multiple of this
 
     @classmethod
-    def load(cls, path: str, device: str = "auto") -> "Inpainter":
-        """The Inpainter of a run folder, its ``model`` folder, or one file of a model folder."""
+    def load(
+        cls, path: str, device: str = "auto", dtype: str | None = None, compiled: bool = False,
+        preview: str | None = None,
+    ) -> "Inpainter":
+        """The Inpainter of a MODEL, as ``sb.assemble.load_inpainter`` describes it."""
         import importlib  # the loader stands above this module and is bound at call time
 
-        return importlib.import_module("sb.assemble").load_inpainter(path, device)
+        return importlib.import_module("sb.assemble").load_inpainter(path, device, dtype, compiled, preview)
 
     def __call__(
         self,
@@ -97,61 +84,126 @@ class Inpainter:
         image, mask = pictures.image_tensor(image), pictures.mask_tensor(mask)
         return self.paint([Request(image, mask, text, level, seed, negative, task)], **options)[0]
 
-    @torch.no_grad()
-    def paint(self, requests: Sequence[Request], **options: Any) -> list[Result]:
-        """Results in the order of the requests; those of one picture size share a batch.
+    def frame(self, mask: Tensor, **options: Any) -> Frame:
+        """The part of a picture that the model is shown for a mask (1, H, W); requests that it sees at one ``size`` can
+        share a batch."""
+        chosen = replace(self.options, **options)
+        return frame_of(mask, self.native_px, chosen.context, chosen.max_zoom)
 
-        Raises ValueError for a request that does not fit its picture, or an unknown option.
+    def fingerprint(self) -> str:
+        """A digest of the networks: a sample of every tensor, which tells any two trained models apart."""
+        digest = hashlib.sha256()
+        for part in (self.denoiser, self.vae, self.text):
+            for name, value in part.state_dict().items():
+                sample = value.detach().flatten()[:SAMPLE].float().cpu()
+                digest.update(f"{name} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def paint(self, requests: Sequence[Request], watch: Watch | None = None, **options: Any) -> list[Result]:
+        """Results in the order of the requests; those that the model sees at one size share a batch.
+
+        watch: called with a ``Progress`` before every step of every batch; what it raises ends the painting.
+        Raises ValueError for a request that does not fit its picture, or an unknown or impossible option.
         """
         check_keys("inpaint", options, [field.name for field in fields(PaintOptions)])
-        chosen = replace(self.options, **options)
+        chosen: PaintOptions = call("inpaint", PaintOptions, {**vars(self.options), **options})
+        match = build("colour_match", {"name": chosen.colour_match})
+        own = next(iter(self.tasks), "")  # "" is the model's first task
+        requests = [replace(request, task=request.task or own) for request in requests]
         results: dict[int, Result] = {}
-        by_size: dict[tuple[int, ...], list[int]] = {}
+        frames: list[Frame] = []
+        by_size: dict[tuple[int, int], list[int]] = {}
         for index, request in enumerate(requests):
             request.check(self.ladder.num_levels)
             if request.task:
                 check_keys("task: this model", [request.task], self.tasks)
-            by_size.setdefault(tuple(request.image.shape[1:]), []).append(index)
+            frames.append(self.frame(request.mask, **options))
+            by_size.setdefault(frames[-1].size, []).append(index)
         for indices in by_size.values():
-            for index, result in zip(indices, self._paint([requests[i] for i in indices], chosen), strict=True):
+            picked, placed = [requests[i] for i in indices], [frames[i] for i in indices]
+            for index, result in zip(indices, self._paint(picked, placed, chosen, match, watch, indices), strict=True):
                 results[index] = result
         return [results[index] for index in range(len(requests))]
 
-    def _paint(self, requests: list[Request], options: PaintOptions) -> list[Result]:
+    def _paint(
+        self, requests: list[Request], frames: list[Frame], options: PaintOptions, match: ColourMatch,
+        watch: Watch | None, places: Any,
+    ) -> list[Result]:
         clock = _Clock()
-        height, width = requests[0].image.shape[1:]
-        image = torch.stack([r.image for r in requests]).to(self.device)  # (B, 3, H, W) uint8
-        mask = torch.stack([r.mask for r in requests]).to(self.device)
-        padded_image, padded_mask = self._pad(image.float()), self._pad(mask.float(), value=0.0)
+        height, width = frames[0].size
+        pairs = list(zip(requests, frames, strict=True))
+        image = torch.stack([f.shown(r.image) for r, f in pairs]).to(self.device)  # (B, 3, h, w) uint8
+        mask = torch.stack([f.shown_mask(r.mask) for r, f in pairs]).to(self.device)
+        padded_mask = self._pad(mask.float(), value=0.0)
+        padded = self._pad(image.float()) / 127.5 - 1
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            canvas = self.conditioning.canvas(
-                self.vae.latents, padded_image / 127.5 - 1, padded_mask, self.vae.factor
+            canvas = self.conditioning.canvas(self.vae.latents, padded, padded_mask, self.vae.factor)
+            denoise = Denoiser(
+                self.denoiser, self.text, self.schedule, self.conditioning, requests, self.tasks, canvas, options
             )
-            denoise = _Denoiser(self, requests, canvas, padded_mask, options)
+            if watch is not None:
+                decode = self.preview or linear_decode(canvas.clean, padded)
+                denoise.watch = partial(self._tell, watch, places, pairs, decode, options.steps)
             clock.lap("encode")
             noise = torch.stack([_noise(r.seed, canvas.clean.shape[1:]) for r in requests]).to(self.device)
             start = self.conditioning.start(canvas, noise)
             latents = self.sampler(denoise, start, self.schedule, steps=options.steps)
             clock.lap("sample")
             picture = self.vae.picture(self.conditioning.finished(latents, canvas)).float()
-        decoded = ((picture.clamp(-1, 1) + 1) * 127.5).round()[..., :height, :width]
-        predicted = denoise.predicted_pixels()
-        if predicted is not None:
-            predicted = predicted[..., :height, :width] * mask
-        weight = masks.paste_mask(
-            mask, predicted if options.use_predicted else None,
-            threshold=denoise.threshold, dilate_px=options.dilate_px, feather_px=options.feather_px,
-        )
-        blend = (image + weight * (decoded - image)).round().clamp(0, 255).to(torch.uint8)
-        pixels = torch.where(mask > 0, blend, image).cpu()
-        clock.lap("decode")
-        return [
-            Result(
-                pixels[i], decoded[i].to(torch.uint8).cpu(), None if predicted is None else predicted[i].cpu(),
-                request.seed, dict(clock.seconds),
-            )
-            for i, request in enumerate(requests)
+        decoded = _levels(picture)[..., :height, :width].cpu()
+        predicted = denoise.predicted_pixels(self.vae.factor)
+        seen = [None] * len(pairs) if predicted is None else list(predicted[..., :height, :width].float().cpu())
+        threshold = denoise.threshold.cpu()
+        results = [
+            self._finished(*pairs[i], decoded[i], seen[i], float(threshold[i]), options, match)
+            for i in range(len(pairs))
         ]
+        clock.lap("decode")
+        for result in results:
+            result.seconds.update(clock.seconds)
+        return results
+
+    def _finished(
+        self, request: Request, frame: Frame, decoded: Tensor, predicted: Tensor | None, threshold: float,
+        options: PaintOptions, match: ColourMatch,
+    ) -> Result:
+        """What the model made of a frame, pasted into the request's picture at the picture's own resolution."""
+        picture, mask = frame.cut(request.image).float(), frame.cut(request.mask)
+        decoded = frame.unscaled(decoded).clamp(0, 255)
+        feather_px = options.feather_px
+        if not self.tasks.get(request.task, True):
+            predicted, feather_px = None, 0  # a fade would leave the rim of what is erased
+        if predicted is not None:
+            predicted = frame.unscaled(predicted).clamp(0, 1) * mask
+        weight = masks.paste_mask(
+            mask[None], predicted[None] if options.use_predicted and predicted is not None else None,
+            threshold=threshold, dilate_px=options.dilate_px, feather_px=feather_px,
+        )[0]
+        matched = match(decoded, picture, (weight > 0).float())
+        blend = (picture + weight * (matched - picture)).round().clamp(0, 255)
+        pixels = torch.where(mask > 0, blend, picture).to(torch.uint8)
+        return Result(
+            frame.put_back(pixels, request.image), frame.put_back(decoded.round().to(torch.uint8), request.image),
+            None if predicted is None else frame.put_back(predicted, torch.zeros(request.mask.shape)), request.seed,
+        )
+
+    @staticmethod
+    def _tell(
+        watch: Watch, places: Sequence[int], pairs: Sequence[tuple[Request, Frame]], decode: Decode, steps: int,
+        step: int, x0: Tensor | None,
+    ) -> None:
+        def draw() -> list[Tensor]:
+            if x0 is None:
+                return [request.image for request, _ in pairs]
+            drawn = []
+            for (request, frame), seen in zip(pairs, _levels(decode(x0).float()).cpu(), strict=True):
+                part = frame.unscaled(seen[:, : frame.size[0], : frame.size[1]]).clamp(0, 255).round().to(torch.uint8)
+                mask = frame.cut(request.mask)
+                drawn.append(frame.put_back(torch.where(mask > 0, part, frame.cut(request.image)), request.image))
+            return drawn
+
+        watch(Progress(places, step, steps, draw))
 
     def _pad(self, x: Tensor, value: float | None = None) -> Tensor:
         """Grow to the grid on the right and below: by repeating the edge, or with a value."""
@@ -160,63 +212,6 @@ class Inpainter:
         if value is None:
             return F.pad(x, (0, right, 0, below), mode="replicate")
         return F.pad(x, (0, right, 0, below), value=value)
-
-
-class _Denoiser:
-    """``denoise(x, t)`` for a sampler: clean background in, guidance, predicted mask, clean background out."""
-
-    def __init__(
-        self, parts: Inpainter, requests: Sequence[Request], canvas: Canvas, mask: Tensor, options: PaintOptions
-    ):
-        self.parts, self.canvas, self.options = parts, canvas, options
-        self.mask = mask  # (B, 1, H, W) on the grid
-        self.calls = 0
-        self.predicted: Tensor | None = None  # (B, k, h, w), the running mask of the object
-        level = torch.tensor([r.level for r in requests], device=canvas.clean.device)
-        self.threshold = options.threshold * level.clamp(max=1).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
-        rows = [parts.tasks.index(r.task) if r.task else 0 for r in requests]
-        task = torch.tensor(rows, device=canvas.clean.device)
-        texts = [r.text for r in requests]
-        self.guided = options.guidance != 1.0
-        if self.guided:
-            texts += [r.negative for r in requests]
-            level, task = level.repeat(2), task.repeat(2)
-        features = parts.text.encode(texts)
-        self.cond = Condition(features.tokens, features.pooled, level, task)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        parts, canvas = self.parts, self.canvas
-        x = parts.conditioning.entering(x, canvas)
-        network_input = parts.conditioning.network_input(x, canvas)
-        if self.guided:
-            network_input = torch.cat([network_input, network_input])
-            t = torch.cat([t, t])
-        prediction, logits = parts.denoiser(network_input, t, self.cond)
-        count = len(x)
-        both = [
-            Denoised(
-                parts.schedule.x0_of(x, prediction[part], t[:count]), None if logits is None else logits[part].float()
-            )
-            for part in (slice(0, count), slice(count, None))[: 1 + self.guided]
-        ]
-        answer = combine(both[0], both[-1], self.options.guidance) if self.guided else both[0]
-        region = canvas.hole
-        if answer.mask_logits is not None:
-            self.predicted = answer.mask_logits.sigmoid()
-            if self.options.use_predicted and self.calls >= self.options.preserve_from * self.options.steps:
-                region = region * self._object_cells(self.predicted)
-        self.calls += 1
-        return Denoised(parts.conditioning.put_back(answer.x0, canvas, region), answer.mask_logits)
-
-    def predicted_pixels(self) -> Tensor | None:
-        """The last predicted mask at image resolution (B, 1, H, W), or None without a head."""
-        if self.predicted is None:
-            return None
-        return masks.head_to_pixels(self.predicted, self.parts.vae.factor)
-
-    def _object_cells(self, predicted: Tensor) -> Tensor:
-        cells = (masks.head_to_cells(predicted) >= self.threshold).float()
-        return masks.dilate(cells, self.options.dilate_cells)
 
 
 class _Clock:
@@ -230,6 +225,11 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
+
+
+def _levels(picture: Tensor) -> Tensor:
+    """[-1, 1] -> whole grey levels, floats."""
+    return ((picture.clamp(-1, 1) + 1) * 127.5).round()
 
 
 def _noise(seed: int, shape: Sequence[int]) -> Tensor:

@@ -201,6 +201,14 @@ def check_started(ranks: int) -> None:
         )
 
 
+def find_device(name: str) -> torch.device:
+    """The device of this name; ValueError where it is not here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without that kind of device
+        raise ValueError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+
+
 def is_first_process() -> bool:
     """Whether this process is rank 0 of the job, as far as its launcher has said; known before a Trainer exists."""
     return getattr(rank_zero_only, "rank", 0) == 0

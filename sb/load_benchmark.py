@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from sb import assemble
+from sb import assemble, networks
 from sb.formats.write import write_single_file
 from sb.masks import Ladder
 from sb.models.weights import no_init, read_state
@@ -74,7 +74,7 @@ def _load(path: Path) -> object:
 def _made(path: Path, report: Callable[[str], None]) -> Path:
     report("making a file of random numbers in the layout of SD1.5")
     with no_init():
-        parts = assemble.build_parts(SD1, Ladder([{"name": "outline"}, {"name": "box"}], [1, 1]))
+        parts = networks.build_parts(SD1, Ladder([{"name": "outline"}, {"name": "box"}], [1, 1]))
     for module in parts.values():
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter.data, std=0.02)

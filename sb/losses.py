@@ -50,6 +50,10 @@ class DenoisingObjective:
             raise ValueError(f"objective: region '{region}' is neither 'hole' nor 'full'")
         self.region, self.mask_weight, self.min_snr_gamma = region, mask_weight, min_snr_gamma
 
+    def error(self, difference: Tensor) -> Tensor:
+        """The square."""
+        return difference.square()
+
     def __call__(
         self,
         prediction: Tensor,
@@ -66,7 +70,7 @@ class DenoisingObjective:
 
         ``object_share`` in (0, 1] is the share of samples with an object in the task mixture.
         """
-        error = (prediction.float() - target.float()).square()
+        error = self.error(prediction.float() - target.float())
         region = hole if self.region == "hole" else torch.ones_like(hole)
         denoise_each = region_mean(error, region)  # (B,)
         if self.min_snr_gamma is not None:
@@ -80,6 +84,25 @@ class DenoisingObjective:
         mask_sum = (dice_each * counted).sum()
         loss = denoise + self.mask_weight * mask_sum / (object_share * len(counted))
         return Losses(loss, denoise, mask_sum / counted.sum().clamp(min=1), denoise_each, dice_each)
+
+
+@register("objective", "consistency")
+class ConsistencyObjective(DenoisingObjective):
+    """The same, but for the measure of the error: pseudo-Huber, ``sqrt(d^2 + c^2) - c`` (arXiv 2310.14189), which does
+    not let the few large errors of a student decide.
+
+    c: below it an error counts by its square, above it by itself, in units of what the network predicts.
+    """
+
+    def __init__(self, region: str = "hole", mask_weight: float = 0.01, c: float = 0.03):
+        super().__init__(region, mask_weight)
+        if c <= 0:
+            raise ValueError(f"objective: c must be above 0, not {c}")
+        self.c = c
+
+    def error(self, difference: Tensor) -> Tensor:
+        """Pseudo-Huber, per element."""
+        return (difference.square() + self.c**2).sqrt() - self.c
 
 
 def gradient_l1(image: Tensor, target: Tensor) -> Tensor:

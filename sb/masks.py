@@ -100,8 +100,8 @@ def level_of(precision: float | str, num_levels: int) -> float:
     words = {"outline": 1.0, "box": 0.0}
     try:
         value = words[precision] if precision in words else float(precision)
-    except ValueError:
-        raise ValueError(f"precision '{precision}' is not a number in [0, 1], 'outline' or 'box'") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"precision '{str(precision)[:40]}' is not a number in [0, 1], 'outline' or 'box'") from None
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"precision {value:g} is outside [0, 1]: 1 follows the outline, 0 fills the box freely")
     return (1.0 - value) * num_levels

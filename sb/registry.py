@@ -26,8 +26,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "denoiser": ("sb.models.unet",),
     "objective": ("sb.losses", "sb.models.vae_system"),
     "optimizer": ("sb.models.optim",),
-    "system": ("sb.models.smartbrush", "sb.models.vae_system"),
+    "system": ("sb.models.smartbrush", "sb.models.distilled", "sb.models.vae_system"),
     "sampler": ("sb.samplers",),
+    "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
     "callback": (
         "sb.callbacks.ema",
@@ -90,10 +91,15 @@ def build(kind: str, spec: Mapping[str, Any], **runtime: Any) -> Any:
     return call(f"{kind} '{name}'", lookup(kind, name), {k: v for k, v in spec.items() if k != "name"}, **runtime)
 
 
+def takes(kind: str, name: str, key: str) -> bool:
+    """Whether the entry has a parameter of that name."""
+    return key in _parameters(lookup(kind, name))
+
+
 def build_fitted(kind: str, spec: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
     """Like ``build``, handing over those of the offered objects that the entry has a parameter for."""
     named = isinstance(spec, Mapping) and "name" in spec
-    takes = inspect.signature(lookup(kind, str(spec["name"]))).parameters if named else {}
+    takes = _parameters(lookup(kind, str(spec["name"]))) if named else {}
     return build(kind, spec, **{name: value for name, value in offered.items() if name in takes})
 
 
@@ -108,7 +114,7 @@ def call(where: str, entry: Callable[..., Any], given: Mapping[str, Any] | None,
     if not (given is None or isinstance(given, Mapping)):
         raise ValueError(f"{where} must be a mapping of keys, not {given!r}")
     given = {str(key): value for key, value in (given or {}).items()}
-    parameters = inspect.signature(entry).parameters.values()
+    parameters = _parameters(entry).values()
     keys = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for key in given:
         if key in runtime:
@@ -126,7 +132,7 @@ def call(where: str, entry: Callable[..., Any], given: Mapping[str, Any] | None,
 
 def filled(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """A section with what it leaves to its entry's defaults written out."""
-    parameters = inspect.signature(lookup(kind, spec["name"])).parameters.values()
+    parameters = _parameters(lookup(kind, spec["name"])).values()
     return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **spec}
 
 
@@ -136,9 +142,31 @@ def settings(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps({k: v for k, v in filled(kind, spec).items() if k not in shown})))
 
 
+def _parameters(entry: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What an entry takes; a class that hands ``**rest`` on to its parent takes what that takes too."""
+    found: dict[str, inspect.Parameter] = {}
+    for make in _makers(entry):
+        own = inspect.signature(make).parameters
+        found = {**{name: p for name, p in own.items() if name != "self"}, **found}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return {name: p for name, p in found.items() if p.kind is not p.VAR_KEYWORD}
+    return found
+
+
+def _makers(entry: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The entry itself, and for a class what its parents are made with."""
+    if not inspect.isclass(entry):
+        return [entry]
+    return [entry, *(vars(base)["__init__"] for base in entry.__mro__[1:-1] if "__init__" in vars(base))]
+
+
 def _hints(entry: Callable[..., Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     try:
-        return typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)  # type: ignore[misc]
+        for make in _makers(entry):
+            there = make.__init__ if inspect.isclass(make) else make  # type: ignore[misc]
+            found = {**typing.get_type_hints(there), **found}
+        return found
     except (NameError, TypeError):  # written for type checkers only, or no function at all
         return {}
 

@@ -37,19 +37,59 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, steps: int = 20) -
     Where lambda is infinite (the first step from zero terminal SNR, the last one to the clean end) there is
     nothing to extrapolate along and the step is DDIM's.
     """
-    alpha, sigma = schedule.alpha.tolist(), schedule.sigma.tolist()
-    earlier: Tensor | None = None
-    gone = math.inf  # lambda covered by the step before
-    for now, after in pairwise(schedule.walk(steps)):
-        x0 = denoise(x, _times(x, now)).x0.float()
-        ahead = _log_snr(alpha[after], sigma[after]) - _log_snr(alpha[now], sigma[now])
-        straight = x0
-        if earlier is not None and math.isfinite(ahead):
-            straight = x0 + ahead / (2 * gone) * (x0 - earlier)
-        kept = sigma[after] / sigma[now]
-        x = kept * x.float() + (alpha[after] - kept * alpha[now]) * straight
-        earlier, gone = x0, ahead
+    return _multistep(denoise, x, schedule, steps, correct=False)
+
+
+@register("sampler", "unipc")
+def unipc(denoise: Denoise, x: Tensor, schedule: Schedule, steps: int = 20) -> Tensor:
+    """UniPC of order 2 with B(h) = e^h - 1 (arXiv 2302.04867): DPM-Solver++ 2M's step, taken again once the network has
+    answered at its end, at no further call; the answer stays that of the first arrival."""
+    return _multistep(denoise, x, schedule, steps, correct=True)
+
+
+def _multistep(denoise: Denoise, x: Tensor, schedule: Schedule, steps: int, correct: bool) -> Tensor:
+    times = schedule.walk(steps)
+    alpha, sigma = ([table.tolist()[t] for t in times] for table in (schedule.alpha, schedule.sigma))
+    log_snr = [_log_snr(a, s) for a, s in zip(alpha, sigma, strict=True)]
+    start = x.float()  # where the last step began
+    x0s: list[Tensor] = []
+    for i, now in enumerate(times[:-1]):
+        x0s = [*x0s[-2:], denoise(x, _times(x, now)).x0.float()]
+        gone = log_snr[i] - log_snr[i - 1] if i else math.inf  # of lambda, by the last step
+        if correct and math.isfinite(gone):
+            answer = _corrected(x0s, log_snr[max(0, i - 2): i + 1])
+            x = _stepped(start, alpha[i - 1: i + 1], sigma[i - 1: i + 1], answer)
+        ahead = log_snr[i + 1] - log_snr[i]
+        straight = x0s[-1]
+        if i and math.isfinite(ahead):
+            straight = straight + ahead / (2 * gone) * (straight - x0s[-2])
+        start = x.float()
+        x = _stepped(start, alpha[i: i + 2], sigma[i: i + 2], straight)
     return x
+
+
+def _stepped(x: Tensor, alpha: list[float], sigma: list[float], x0: Tensor) -> Tensor:
+    """From one level to the next, exactly so if x0 were the answer all the way."""
+    kept = sigma[1] / sigma[0]
+    return kept * x + (alpha[1] - kept * alpha[0]) * x0
+
+
+def _corrected(x0s: list[Tensor], log_snr: list[float]) -> Tensor:
+    """What UniPC's corrector (its equation 9, data prediction) puts for x0 on a step whose both ends are answered.
+
+    x0s, log_snr: at the end before the step, where there was one, at its start and at its end.
+    """
+    h = log_snr[-1] - log_snr[-2]
+    at_start, at_end = x0s[-2:]
+    if len(log_snr) < 3 or not math.isfinite(log_snr[0]):
+        return (at_start + at_end) / 2
+    ratio = (log_snr[0] - log_snr[1]) / h
+    shrink = math.expm1(-h)
+    first = -shrink / h - 1
+    second = -first / h - 0.5
+    b = first / shrink, 2 * second / shrink
+    back = (b[0] - b[1]) / (1 - ratio)
+    return at_start + back / ratio * (x0s[-3] - at_start) + (b[0] - back) * (at_end - at_start)
 
 
 @register("sampler", "euler")

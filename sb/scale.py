@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sb import assemble
+from sb import networks
 from sb.estimate import (
     STRATEGIES, checkpoint_bytes, forward_flops, images_per_second, latent_bytes, memory, saved_bytes, traffic,
 )
@@ -63,7 +63,7 @@ def count(cfg: Mapping[str, Any], sizes: Sequence[int]) -> Counts:
     denoiser; NoEstimate for a denoiser that does not say its ``grid`` and ``conv_in``, or cannot ``recompute``."""
     if "denoiser" not in cfg:
         raise ValueError(f"scale: needs a run file with a denoiser, and '{cfg['name']}' has none")
-    parts = assemble.outlines(cfg)
+    parts = networks.outlines(cfg)
     unet, vae, text = parts["unet"], parts["vae"], parts["text"]
     lacking = [name for name in ("grid", "conv_in", "recompute") if not hasattr(unet, name)]
     if lacking:

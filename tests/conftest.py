@@ -78,6 +78,26 @@ def tiny_overrides(tiny_settings, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def trained_model(shapes_shards, tmp_path_factory):
+    """A run folder of the quickstart's model at tiny widths, its tiny VAE of two widths, after two steps."""
+    from sb.assemble import assemble
+    from sb.config import CONFIGS, load
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run = assemble(load(CONFIGS / "quickstart.yaml", [
+        "image_size=32", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.progress_bar=false",
+        "data.batch_size=4", "data.workers=0", "data.val_images=4", "trainer.images=8", "trainer.val_every_images=8",
+        "vae={name: tiny, latent_channels: 4, stages: 2, widths: [8, 8, 16], blocks: 1, weights: null}",
+        "denoiser.blocks=1",
+        "denoiser.widths=[16,32]", "denoiser.attention=[false,true]", "denoiser.heads=2", "denoiser.groups=8",
+        "text={name: tiny, width: 16, layers: 1, heads: 2}", f"run_dir={folder}", "callbacks.ema.every_images=0",
+        f"data.train=[{{shards: {shapes_shards['train']}}}]", f"data.val=[{{shards: {shapes_shards['val']}}}]",
+    ]))
+    run.fit()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_run_file(tiny_settings):
     """configs/quickstart.yaml on small networks and the small shapes world, with overrides."""
     from sb import config

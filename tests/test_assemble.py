@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, build_denoiser, build_text, build_vae, load_inpainter
+from sb.assemble import assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.unet import UNet
+from sb.networks import build_denoiser, build_text, build_vae
 from sb.registry import register
 from sb.types import Request
 
@@ -42,6 +43,10 @@ def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path):
         base = assemble(shrunk("coco.yaml", [*tiny_overrides, f"run_dir={tmp_path}/start"]))
         base.fit()
         start = [f"start={base.run_dir}", f"vae.weights={base.run_dir}"]
+    if config.load(CONFIGS / name).teacher:
+        base = assemble(shrunk("quickstart.yaml", [*tiny_overrides, f"run_dir={tmp_path}/teacher"]))
+        base.fit()
+        start += [f"teacher={base.run_dir}"]
     run = assemble(shrunk(name, [*tiny_overrides, *start]))
     run.fit()
     assert run.system.images_seen == 8
@@ -290,3 +295,59 @@ def test_a_checkpoint_cut_off_is_passed_over_by_name_and_none_left_is_refused(tr
     with pytest.raises(ValueError, match="none of the 2 checkpoints in .*last.ckpt is not a readable") as error:
         resumed(overrides, "trainer.images=16")
     assert "\n" not in str(error.value)
+
+
+def test_the_dtype_changes_what_is_computed_in_and_keeps_the_casts_answers(trained):
+    run, _ = trained
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    request = Request(image, torch.ones(1, 32, 32, dtype=torch.uint8), "red star", seed=1)
+    plain, low = (load_inpainter(run.run_dir, dtype=dtype) for dtype in ("fp32", "bf16"))
+    assert low.denoiser.conv_in.weight.dtype == torch.bfloat16 and plain.denoiser.conv_in.weight.dtype == torch.float32
+    fp32, bf16 = (painter.paint([request])[0].decoded for painter in (plain, low))
+    plain.dtype = torch.bfloat16  # the casts at every call
+    assert torch.equal(plain.paint([request])[0].decoded, bf16) and not torch.equal(fp32, bf16)
+    assert load_inpainter(run.run_dir).dtype == torch.float32  # as it was trained
+    with pytest.raises(ValueError, match="dtype 'fp16' is none of fp32, bf16"):
+        load_inpainter(run.run_dir, dtype="fp16")
+
+
+@pytest.mark.slow
+def test_a_compiled_painter_paints_the_same(trained):
+    run, _ = trained
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    request = Request(image, torch.ones(1, 32, 32, dtype=torch.uint8), "red star", seed=1)
+    plain, quick = (load_inpainter(run.run_dir, compiled=compiled).paint([request])[0] for compiled in (False, True))
+    assert (plain.decoded.int() - quick.decoded.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("changes, says", [
+    (["schedule.prediction=eps"], "schedule.prediction is v there, eps here"),
+    (["conditioning.encode=full"], "conditioning.encode is masked there, full here"),
+    (["ladder.levels=[{name: outline}, {name: box}]", "ladder.level_weights=[1, 1]"], "its ladder has other levels"),
+    (["data.tasks=[{name: remove}, {name: object}]"], "its data.tasks are others"),
+    (["vae.blocks=2"], "vae.blocks"),
+    (["system.train_text=true"], "set system.train_text=false"),
+    (["teacher=null", "denoiser.weights=null"], "'distilled' learns from one; set teacher: to a trained model"),
+])
+def test_a_teacher_must_be_of_the_students_kind(trained, changes, says):
+    run, overrides = trained
+    cfg = shrunk("shapes_distilled.yaml", [*overrides, "run_dir=student", f"teacher={run.run_dir}", *changes])
+    with pytest.raises(ValueError, match=says):
+        assemble(cfg)
+
+
+def test_a_system_without_a_teacher_is_given_none(trained):
+    run, overrides = trained
+    with pytest.raises(ValueError, match="teacher: system 'smartbrush' has none"):
+        assemble(shrunk("quickstart.yaml", [*overrides, "run_dir=student", f"teacher={run.run_dir}"]))
+
+
+def test_a_quick_autoencoder_draws_the_previews(trained, tmp_path):
+    run, overrides = trained
+    painter = load_inpainter(run.run_dir, "cpu", preview=str(run.run_dir))
+    latents = torch.randn(1, painter.vae.latent_channels, 4, 4)
+    assert torch.equal(painter.preview(latents), painter.vae.picture(latents))
+    other = assemble(shrunk("quickstart.yaml", [*overrides, f"run_dir={tmp_path}/other", "vae.latent_channels=3"]))
+    other.fit()
+    with pytest.raises(ValueError, match="has 3 latent channels of 4 px, the model's have 4 of 4"):
+        load_inpainter(run.run_dir, "cpu", preview=str(other.run_dir))

@@ -1,12 +1,15 @@
 """The Inpainter: nothing outside the mask changes, whatever the size, batch or options."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sb.conditioning import SmartBrushConditioning
-from sb.inpaint import Inpainter, PaintOptions
+from sb.denoising import PaintOptions
+from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.text import tiny
 from sb.models.tiny_vae import TinyVAE
@@ -28,7 +31,7 @@ def painter() -> Inpainter:
     schedule = scaled_linear(prediction="v", zero_terminal_snr=True)
     return Inpainter(
         unet.eval(), vae.eval(), text.eval(), schedule, LADDER, SmartBrushConditioning(16), ddim,
-        PaintOptions(steps=3, guidance=2.0), tasks=["object", "remove"],
+        PaintOptions(steps=3, guidance=2.0), tasks={"object": True, "remove": False},
     )
 
 
@@ -91,6 +94,15 @@ def test_at_the_outline_the_mask_is_the_object(painter):
     assert not torch.equal(results[0].pixels, request.image)
 
 
+def test_a_task_without_an_object_paints_the_whole_mask(painter):
+    """What the mask head says of a request that paints no object is nothing, whatever it is batched with."""
+    both = [a_request(level=2.0, task=task) for task in ("remove", "object")]
+    removed, painted = painter.paint(both, threshold=1.0, feather_px=2)
+    inside = both[0].mask.bool().expand(3, -1, -1)
+    assert removed.predicted is None and torch.equal(removed.pixels[inside], removed.decoded[inside])
+    assert painted.predicted is not None and torch.equal(painted.pixels, both[1].image)
+
+
 def test_in_python_with_pictures(painter):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     mask = np.zeros((32, 32), np.uint8)
@@ -129,3 +141,113 @@ def test_bad_options_get_one_clear_line(painter, options, says):
 def test_an_unknown_precision_is_named(painter):
     with pytest.raises(ValueError, match="precision 'exact' is not a number"):
         painter(np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.uint8), "star", precision="exact")
+
+
+def test_a_small_mask_in_a_large_picture_is_painted_at_the_models_size(painter):
+    """The same as painting the cut-out part, put back where it was."""
+    large = a_request(200, 300)
+    large.mask = torch.zeros_like(large.mask)
+    large.mask[:, 100:112, 150:162] = 1
+    painter.native_px = 32
+    try:
+        result = painter.paint([large], context=2.0, max_zoom=1.0)[0]
+    finally:
+        painter.native_px = None
+    part = (slice(None), slice(90, 122), slice(140, 172))
+    cut = Request(large.image[part], large.mask[part], large.text, seed=large.seed)
+    assert torch.equal(result.pixels[part], painter.paint([cut])[0].pixels)
+    outside = (large.mask == 0).expand(3, -1, -1)
+    assert torch.equal(result.pixels[outside], large.image[outside]) and not torch.equal(result.pixels, large.image)
+    assert result.predicted.shape == large.mask.shape
+
+
+def test_guidance_in_a_part_of_the_steps(painter):
+    def decoded(**options):
+        return painter.paint([a_request()], use_predicted=False, **options)[0].decoded
+
+    assert torch.equal(decoded(guidance_from=0.0, guidance_until=1.0), decoded())
+    assert torch.equal(decoded(guidance_until=0.0), decoded(guidance=1.0))
+    part = decoded(guidance_from=0.5)
+    assert not torch.equal(part, decoded()) and not torch.equal(part, decoded(guidance=1.0))
+
+
+def test_a_watch_sees_every_step_and_pictures_that_keep_the_background(painter):
+    requests = [a_request(), a_request(48, 32, seed=1), a_request(seed=2)]
+    seen = []
+
+    def watch(progress):
+        seen.append((tuple(progress.places), progress.step, progress.steps))
+        for place, picture in zip(progress.places, progress.pictures(), strict=True):
+            outside = (requests[place].mask == 0).expand(3, -1, -1)
+            assert torch.equal(picture[outside], requests[place].image[outside])
+
+    watched = painter.paint(requests, watch=watch)
+    assert seen == [((0, 2), step, 3) for step in range(3)] + [((1,), step, 3) for step in range(3)]
+    for one, two in zip(watched, painter.paint(requests), strict=True):
+        assert torch.equal(one.pixels, two.pixels)
+
+
+def test_a_bf16_painter_can_be_watched(painter):
+    quick = copy.copy(painter)
+    quick.dtype, seen = torch.bfloat16, []
+    quick.paint([a_request()], watch=lambda progress: seen.append(progress.pictures()[0].dtype))
+    assert seen == [torch.uint8] * 3
+
+
+def test_a_preview_does_not_depend_on_the_batch(painter):
+    def previews(requests):
+        seen = []
+        painter.paint(requests, watch=lambda progress: seen.append(progress.pictures()[0].int()))
+        return torch.stack(seen)
+
+    assert (previews([a_request()]) - previews([a_request(), a_request(seed=5)])).abs().max() <= 1
+
+
+def test_without_a_task_a_request_is_for_the_first(painter):
+    first = copy.copy(painter)
+    first.tasks = {"remove": False, "object": True}
+    unsaid, said = first.paint([a_request(), a_request(task="remove")])
+    assert torch.equal(unsaid.pixels, said.pixels) and unsaid.predicted is None
+
+
+def test_equal_words_on_both_sides_need_no_guidance(painter):
+    sizes = []
+    watched = copy.copy(painter)
+    watched.denoiser = lambda x, t, cond: sizes.append(len(x)) or painter.denoiser(x, t, cond)
+    watched.paint([a_request(negative="red star")])
+    assert sizes == [1, 1, 1]
+    watched.paint([a_request(negative="red star"), a_request()])
+    assert sizes[3:] == [4, 4, 4]
+
+
+def test_a_fingerprint_changes_with_any_weight(painter):
+    before = painter.fingerprint()
+    assert before == painter.fingerprint()
+    other = copy.copy(painter)
+    other.vae = copy.deepcopy(painter.vae)
+    next(other.vae.parameters()).data[0] += 1e-3
+    assert other.fingerprint() != before
+
+
+def test_a_fraction_of_the_steps_is_counted_as_it_is_written():
+    assert PaintOptions(steps=25).calls(0.28) == 7.0 and PaintOptions(steps=100).calls(0.55) == 55.0
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"steps": 2.5}, "steps"), ({"steps": "3"}, "steps"), ({"guidance": float("nan")}, "finite"),
+    ({"guidance_from": 0.6, "guidance_until": 0.5}, "guidance_from"), ({"colour_match": "men"}, "mean"),
+])
+def test_impossible_options_are_refused_before_anything_is_painted(painter, options, says):
+    idle = copy.copy(painter)
+    idle.denoiser = None
+    with pytest.raises(ValueError, match=says):
+        idle.paint([a_request()], **options)
+
+
+def test_what_a_watch_raises_ends_the_painting(painter):
+    def watch(progress):
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        painter.paint([a_request()], watch=watch)

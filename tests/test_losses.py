@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sb.losses import dice, gradient_l1, region_mean
+from sb.losses import ConsistencyObjective, dice, gradient_l1, region_mean
 from sb.registry import build
 
 SCHEDULE = build("schedule", {"name": "scaled_linear", "prediction": "v"})
@@ -123,3 +123,12 @@ def test_gradient_l1_ignores_a_constant_and_sees_an_edge():
     edge[..., 4:] = 1
     assert float(gradient_l1(flat + 0.7, flat)) == 0
     assert float(gradient_l1(edge, flat)) == pytest.approx(1 / 7)
+
+
+def test_pseudo_huber_is_square_below_c_and_plain_above():
+    objective = ConsistencyObjective(c=0.1)
+    small, large = torch.tensor([1e-3, -1e-3]), torch.tensor([10.0, -10.0])
+    torch.testing.assert_close(objective.error(small), small**2 / 0.2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(objective.error(large), large.abs() - 0.1, rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="c must be above 0, not 0"):
+        ConsistencyObjective(c=0)

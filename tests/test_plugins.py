@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, build_denoiser, load_inpainter
+from sb.assemble import assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.text import tiny
+from sb.networks import build_denoiser
 from sb.registry import build
 from sb.types import Condition, Request
 
@@ -58,6 +59,7 @@ ladder:
   levels: [{name: outline}, {name: acme_spray, radius: 1}, {name: box}]
   level_weights: [1, 1, 1]
 denoiser: {name: acme_flat, kernel: 3}
+data: {tasks: [{name: object, weight: 1.0, label_share: 0.25}]}
 callbacks: {count: {name: acme_count, start: 0}}
 """
 
@@ -122,3 +124,10 @@ def test_the_private_entry_needs_its_plugin(run_file):
     cfg = config.plain(config.load(run_file))
     with pytest.raises(ValueError, match="no degradation named 'acme_spray'"):
         Ladder(cfg["ladder"]["levels"])
+
+
+def test_a_private_denoiser_that_is_not_told_the_task_cannot_learn_to_remove(run_file, tiny_overrides):
+    small = ["vae={weights: null, widths: 8, blocks: 1}", "text={width: 16, layers: 1, heads: 2}"]
+    remove = "data.tasks=[{name: remove, weight: 1.0}]"
+    with pytest.raises(ValueError, match="'remove' is for a denoiser that is told the task; set denoiser.with_task"):
+        assemble(config.load(run_file, [*small, *tiny_overrides, remove]))

@@ -29,7 +29,7 @@ def test_build_passes_the_keys_and_the_runtime_objects():
 
 def test_builtin_names_are_found_without_an_import():
     assert {"outline", "blur", "box"} <= set(names("degradation"))
-    assert {"ddim", "dpmpp_2m", "euler"} == set(names("sampler"))
+    assert {"ddim", "dpmpp_2m", "euler", "unipc"} == set(names("sampler"))
     assert lookup("schedule", "cosine").__name__ == "cosine"
 
 
@@ -107,6 +107,29 @@ def test_call_fills_classes_dataclasses_and_functions():
     assert call("here", Section, None, size=3) == Section(3)
     assert call("here", only_for_tests, {"scale": 2.5}, size=1) == (1, 2.5, None, False)
     assert call("here", lambda **keys: keys, {"anything": 1}) == {"anything": 1}
+
+
+class Parent:
+    def __init__(self, size: int, scale: float = 1.0) -> None:
+        self.size, self.scale = size, scale
+
+
+class Child(Parent):
+    """A system of a team's own, say."""
+
+    def __init__(self, *, depth: int = 2, **rest) -> None:
+        super().__init__(**rest)
+        self.depth = depth
+
+
+def test_a_class_takes_what_the_parent_takes_that_it_hands_the_rest_to():
+    child = call("here", Child, {"scale": 2.0, "depth": 3}, size=1)
+    assert (child.size, child.scale, child.depth) == (1, 2.0, 3)
+    for given, says in (({"scael": 1.0}, "did you mean 'scale'"), ({"scale": "1"}, "here: scale must be float")):
+        with pytest.raises(ValueError, match=says):
+            call("here", Child, given, size=1)
+    with pytest.raises(ValueError, match="here needs 'size'"):
+        call("here", Child, {})
 
 
 @pytest.mark.parametrize(

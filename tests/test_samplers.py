@@ -7,7 +7,7 @@ from sb.guidance import combine
 from sb.registry import build
 from sb.types import Denoised
 
-SAMPLERS = ["ddim", "dpmpp_2m", "euler"]
+SAMPLERS = ["ddim", "dpmpp_2m", "unipc", "euler"]
 SCHEDULES = {
     "scaled_linear": {"name": "scaled_linear", "prediction": "v"},
     "zero_terminal": {"name": "scaled_linear", "prediction": "v", "zero_terminal_snr": True},
@@ -52,6 +52,36 @@ def test_the_second_order_sampler_needs_fewer_steps(key):
     schedule = build("schedule", SCHEDULES[key])
     assert error("dpmpp_2m", schedule, 10) < error("ddim", schedule, 10)
     assert error("dpmpp_2m", schedule, 20) < 0.7 * error("ddim", schedule, 20)
+
+
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_the_corrector_brings_fewer_steps_still_closer(key):
+    schedule = build("schedule", SCHEDULES[key])
+    for steps in (5, 8):
+        assert error("unipc", schedule, steps) < error("dpmpp_2m", schedule, steps)
+
+
+@pytest.mark.parametrize("name, peer, options", [
+    ("dpmpp_2m", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "lower_order_final": True}),
+    ("unipc", "UniPCMultistepScheduler", {"solver_type": "bh2", "lower_order_final": True}),
+])
+def test_steps_are_those_of_diffusers(name, peer, options):
+    diffusers = pytest.importorskip("diffusers")
+    schedule = build("schedule", {"name": "scaled_linear", "prediction": "v"})
+    theirs = getattr(diffusers, peer)(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        prediction_type="sample", solver_order=2, final_sigmas_type="zero", **options,
+    )
+    times = schedule.walk(8)
+    theirs.set_timesteps(8)
+    theirs.timesteps = torch.tensor(times[:-1])
+    theirs.sigmas = torch.stack([schedule.sigma[t] / schedule.alpha[t] for t in times])
+    denoise = gaussian(schedule)
+    x = start = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    for t in times[:-1]:
+        x = theirs.step(denoise(x, torch.full((2,), t)).x0, t, x).prev_sample
+    ours = build("sampler", {"name": name, "steps": 8}, denoise=denoise, x=start, schedule=schedule)
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("key", SCHEDULES)

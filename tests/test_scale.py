@@ -128,6 +128,6 @@ def test_memory_of_a_run_file_follows_its_options(monkeypatch):
 
 
 def test_another_denoiser_has_no_estimate(monkeypatch):
-    monkeypatch.setattr(scale.assemble, "outlines", lambda cfg: dict.fromkeys(("unet", "vae", "text")))
+    monkeypatch.setattr(scale.networks, "outlines", lambda cfg: dict.fromkeys(("unet", "vae", "text")))
     with pytest.raises(scale.NoEstimate, match="no estimate for denoiser 'unet', which has no grid"):
         scale.count({"name": "x", "denoiser": {"name": "unet"}}, [64])

@@ -134,6 +134,50 @@ def test_a_box_in_place_of_a_mask(model, drawing, capsys):
     assert "does not lie inside the 40x24 px image" in capsys.readouterr().err
 
 
+def test_variations_are_numbered_and_how_far_apart_they_are_is_said(model, drawing, capsys):
+    assert paint(model, drawing, "--variations", 2, "--batch", 1) == 0
+    names = {"result_1.png", "result_2.png", "predicted_mask_1.png", "predicted_mask_2.png", "side_by_side.png"}
+    assert {p.name for p in (drawing / "out").iterdir()} == {*names, "request.json"}
+    request = json.loads((drawing / "out" / "request.json").read_text())
+    assert f"{request['diversity']:g} of 255 levels apart" in capsys.readouterr().out
+    assert paint(model, drawing, "--variations", 2) == 0 and (drawing / "out" / "result_2-1.png").is_file()
+
+
+def test_what_a_result_cannot_hold_of_its_source_is_said(model, drawing, capsys):
+    Image.fromarray(np.full((24, 40), 1000, np.uint16)).save(drawing / "deep.png")
+    assert paint(model, drawing, image="deep.png") == 0
+    assert "deep.png: 16 bits a channel become 8, the high ones" in capsys.readouterr().out
+    assert paint(model, drawing) == 0 and "note" not in capsys.readouterr().out
+
+
+def test_a_file_of_requests(model, drawing, capsys):
+    line = {"image": "image.png", "mask": "mask.png", "text": "red star"}
+    file = drawing / "requests.jsonl"
+    lines = [{**line, "id": "a", "variations": 2}, {**line, "mask": "small.png"}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--model", model, "--requests", file, "--out", drawing / "out", "--steps", 1]
+    assert tool("inpaint", *options) == 1
+    said = capsys.readouterr()
+    assert f"1 painted, 1 failed: {drawing}/out/report.html" in said.out
+    assert "error: requests.jsonl:2: the mask is 40x12 px and the image 40x24 px" in said.err
+    assert json.loads((drawing / "out" / "a" / "request.json").read_text())["steps"] == 1
+    file.write_text(file.read_text().splitlines()[0])
+    assert tool("inpaint", *options) == 0 and "1 kept: " in capsys.readouterr().out
+    assert tool("inpaint", *options[:2], "--requests", drawing / "none.jsonl") == 2
+    assert "no file of requests at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more, says", [
+    (["--text", "x"], "--text does not go with --requests"),
+    (["--overwrite"], "--overwrite does not go with --requests"),
+    (["--batch", "0"], "--batch must be 1 or more, not 0"),
+])
+def test_flags_that_do_not_go_together(model, drawing, capsys, more, says):
+    with pytest.raises(SystemExit):
+        tool("inpaint", "--model", model, "--requests", drawing / "requests.jsonl", *more)
+    assert says in capsys.readouterr().err
+
+
 def test_cache_latents_says_what_it_wrote_or_why_not(shapes_shards, tmp_path, capsys):
     source = f"data.train.0.shards={shapes_shards['train']}"
     options = [ROOT / "configs/quickstart_cached.yaml", *SMALL, source, "--out", tmp_path / "out", "--num-workers", 0]

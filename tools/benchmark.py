@@ -18,6 +18,10 @@ EPILOG = """example:
       images/s of training from cached latents and from pictures, beside what step, VAE and text tower allow
   python tools/benchmark.py overhead configs/quickstart.yaml
       what of a training step is not the networks, backward, the optimizer or waiting for data
+  python tools/benchmark.py inpaint --model runs/quickstart --ways "50 steps: sampler=ddim steps=50" "default"
+      a request painted in several ways; without --model beside diffusers' inpainting pipeline, same random weights
+  python tools/benchmark.py app --model runs/quickstart
+      seconds of the page's first load in Chromium; requests/s one at a time and 32 at once
   python tools/benchmark.py load
       seconds to load a whole Stable Diffusion file, beside copying its tensors; peak memory per byte
 """
@@ -58,6 +62,18 @@ def parser() -> argparse.ArgumentParser:
     overhead = add("overhead", "sb.overhead_benchmark:benchmark_overhead", "where a training step's time goes")
     overhead.add_argument("--steps", type=int, default=500, help="optimizer steps measured (default 500)")
     overhead.add_argument("--warm", dest="warm_steps", type=int, default=10, help="steps before them (default 10)")
+    inpaint = add("inpaint", "sb.inpaint_benchmark:benchmark_inpainting", "requests, beside diffusers' pipeline")
+    inpaint.add_argument("--model", help="a run or model folder, to compare ways of painting with")
+    inpaint.add_argument("--ways", nargs="+", metavar="WAY", default=[], help="`name: key=value`, as in tools/ways.py")
+    inpaint.add_argument("--size", choices=["sd1", "small"], default="small", help="without --model: what is built")
+    inpaint.add_argument("--px", dest="size_px", type=int, help="side of the picture (default: the model's own)")
+    inpaint.add_argument("--batch", type=int, default=1, help="requests at once (default 1)")
+    inpaint.add_argument("--steps", type=int, default=20, help="without --model: denoising steps (default 20)")
+    inpaint.add_argument("--device", default="auto", help="(default auto)")
+    app = add("app", "sb.app.benchmark:benchmark_app", "the browser app: first load, requests in batches")
+    app.add_argument("--model", required=True, help="a run or model folder")
+    app.add_argument("--requests", type=int, default=32, help="requests of a turn (default 32)")
+    app.add_argument("--device", default="auto", help="(default auto)")
     for part in (cached, overhead):
         part.add_argument("run_file", metavar="RUN.yaml", help="a run file")
         part.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run file")
@@ -66,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         part.add_argument("--latent", type=int, help="latent cells per side (default 64 for sd1, 16 for quickstart)")
         part.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default auto)")
         part.add_argument("--compile", dest="compiled", action="store_true", help="torch.compile on both sides")
-    for part in (loader, model, load, train, cached):
+    for part in (loader, model, load, train, cached, inpaint, app):
         part.add_argument("--passes", type=int, default=5, help="alternated passes, the median counts (default 5)")
     return whole
 

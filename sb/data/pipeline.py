@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -162,7 +163,7 @@ class Samples:
                 own = crop_outline(mask, frame, size_px)
         moments = None if self.latents is None else self.latents.read(raw.image)
         pixels = self.look.pixels(raw.image, record, frame) if moments is None else None
-        outline = self.tasks[task].outline(own, size_px, rng)
+        outline = self.tasks[task].outline(own, size_px, rng, partial(_objects, record, frame, size_px))
         return Sample(pixels, outline, plan.level, task, plan.text, key_of(raw), moments=moments)
 
     def _frame(self, record: Mapping[str, Any], box: Sequence[float] | None, rng: np.random.Generator) -> Frame:
@@ -173,6 +174,14 @@ class Samples:
         if self.stores[source].remote and self._ahead.get(source) != (block := self.orders[source].block_of(position)):
             if self.stores[source].fetch_ahead(self.orders[source].next_shards(position)):
                 self._ahead[source] = block
+
+
+def _objects(record: Record, frame: Frame, size_px: int) -> NDArray[np.uint8]:
+    """Where a frame shows any object, (S, S) uint8."""
+    taken = np.zeros((size_px, size_px), dtype=np.uint8)
+    for instance in record["instances"]:
+        taken |= crop_outline(decode_mask(instance["mask"], record["width"], record["height"]), frame, size_px)
+    return taken
 
 
 def key_of(raw: RawSample) -> str:

@@ -4,7 +4,7 @@ A task is asked twice: ``plan`` before anything is decoded, ``outline`` once the
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,10 @@ from sb.registry import register
 
 Pixels = NDArray[np.uint8]
 Record = Mapping[str, Any]
+Objects = Callable[[], Pixels]  # all objects of the crop (S, S) uint8, decoded when they are asked for
 SAMPLE_BY = ("instance", "category")
+SHRINK, MIN_SCALE = 0.8, 0.4  # of an outline that finds no free place
+MARGIN = 4  # a free place is wider than the outline by this part of it, so that ground is seen around the mask
 
 
 class Plan(NamedTuple):
@@ -61,14 +64,19 @@ class TaskContext:
 
 
 class Task(Protocol):
-    """Registered under kind ``task`` and built with ``context=TaskContext``."""
+    """Registered under kind ``task`` and built with ``context=TaskContext``.
+
+    has_object: whether the mask is an object's, which the mask head learns and the paste follows. must_be_told: whether
+    a denoiser that is not told the task could not know it.
+    """
 
     has_object: bool
+    must_be_told: bool
 
     def plan(self, record: Record, rng: np.random.Generator) -> Plan:
         """Choose; Broken("no_object") or Broken("no_caption") where this task cannot use the image."""
 
-    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
+    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator, objects: Objects) -> Pixels:
         """The outline (S, S) uint8. own: the planned instance's in the crop, None where the plan has no instance."""
 
 
@@ -108,7 +116,7 @@ def texts(captions: Any) -> list[str]:
 class ObjectTask:
     """Paint one object: its own label or a caption of its crop (never the image's caption), at a drawn level."""
 
-    has_object = True
+    has_object, must_be_told = True, False
 
     def __init__(
         self, context: TaskContext, label_share: float = 0.5, level_weights: Sequence[float] | None = None,
@@ -134,7 +142,7 @@ class ObjectTask:
         told = label if not captions or use_label < self.label_share else captions
         return Plan(instance, told[int(which * len(told))], level)
 
-    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
+    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator, objects: Objects) -> Pixels:
         """The object's own."""
         assert own is not None
         return own
@@ -144,7 +152,7 @@ class ObjectTask:
 class TextToImageTask:
     """Paint the whole image from its own caption: all ones at the box level (zeros would leak the answer)."""
 
-    has_object = False
+    has_object, must_be_told = False, False
 
     def __init__(self, context: TaskContext) -> None:
         self.level = len(context.level_weights) - 1
@@ -153,16 +161,69 @@ class TextToImageTask:
         """The image's caption and level S."""
         return Plan(None, image_caption(record, rng), self.level)
 
-    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
+    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator, objects: Objects) -> Pixels:
         """All ones."""
         return np.ones((size_px, size_px), dtype=np.uint8)
+
+
+@register("task", "remove")
+class RemoveTask:
+    """Paint what would be there without an object: an outline of the image moved to where it has none, without words.
+
+    Where no place within the image is free for it, it may leave it by half; then it shrinks, and at ``MIN_SCALE``
+    it takes the place that touches objects least.
+    """
+
+    has_object, must_be_told = False, True
+
+    def __init__(self, context: TaskContext) -> None:
+        self.context = context
+
+    def plan(self, record: Record, rng: np.random.Generator) -> Plan:
+        """An eligible object, for its outline; no text; a level."""
+        return Plan(self.context.choose(record, rng), "", pick(rng, self.context.level_weights))
+
+    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator, objects: Objects) -> Pixels:
+        """The object's, elsewhere."""
+        assert own is not None
+        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+        stencil = own[rows[0]: rows[-1] + 1, columns[0]: columns[-1] + 1]
+        taken, scale = objects(), 1.0
+        while True:
+            size = [max(1, round(side * scale)) for side in stencil.shape]
+            counts = _touched(taken, [side + side // MARGIN for side in size])
+            if not counts.min() or scale < MIN_SCALE:
+                break
+            scale *= SHRINK
+        free = counts == counts.min()
+        within = np.zeros_like(free)
+        within[size[0] // 2: size_px - (size[0] - 1) // 2, size[1] // 2: size_px - (size[1] - 1) // 2] = True
+        free = np.flatnonzero(free & within if (free & within).any() else free)
+        y, x = np.unravel_index(free[int(rng.random() * len(free))], counts.shape)
+        small = np.asarray(Image.fromarray(stencil).resize((size[1], size[0]), Image.Resampling.NEAREST))
+        room = np.pad(np.zeros_like(own), [(side, side) for side in size])
+        top, left = size[0] + int(y) - size[0] // 2, size[1] + int(x) - size[1] // 2
+        there = room[top: top + size[0], left: left + size[1]]
+        inside = room[size[0]: -size[0], size[1]: -size[1]]
+        there[:] = small
+        if not inside.any():
+            there[:] = 1  # what the image's edge left of it was hollow
+        return inside
+
+
+def _touched(taken: Pixels, box: Sequence[int]) -> NDArray[np.int64]:
+    """For each pixel (S, S), how many taken ones a box (height, width) around it covers."""
+    padding = [(side // 2 + 1, side - side // 2 - 1) for side in box]
+    total = np.pad(taken.astype(np.int64), padding).cumsum(0).cumsum(1)
+    height, width = box
+    return total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
 
 
 @register("task", "random_mask")
 class RandomMaskTask:
     """The usual inpainting recipe, for comparison: random brush strokes and rectangles with the image's caption."""
 
-    has_object = False
+    has_object, must_be_told = False, False
 
     def __init__(self, context: TaskContext, max_strokes: int = 4, max_boxes: int = 3) -> None:
         if max_strokes < 0 or max_boxes < 0 or max_strokes + max_boxes < 1:
@@ -173,7 +234,7 @@ class RandomMaskTask:
         """The image's caption; the mask is used as it is drawn, so the level is 0."""
         return Plan(None, image_caption(record, rng), 0)
 
-    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator) -> Pixels:
+    def outline(self, own: Pixels | None, size_px: int, rng: np.random.Generator, objects: Objects) -> Pixels:
         """The union of up to ``max_strokes`` strokes and up to ``max_boxes`` rectangles, at least one of them."""
         drawn = 1 + int(rng.random() * (self.max_strokes + self.max_boxes))
         kinds = np.argsort(rng.random(self.max_strokes + self.max_boxes))[:drawn]

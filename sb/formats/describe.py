@@ -39,6 +39,13 @@ def unet_of_config(config: Mapping[str, Any], where: str) -> Spec:
     }
 
 
+def image_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """Side in px of the pictures that a diffusers pipeline was trained on; 512 where its configs do not tell."""
+    widths = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1] * 4
+    size = unet.get("sample_size")
+    return size * 2 ** (len(widths) - 1) if isinstance(size, int) else 512
+
+
 def unet_of_shapes(shapes: Shapes, where: str) -> Spec:
     """The same from a CompVis UNet's entries without their prefix."""
     flat = {name: shape for name, shape in shapes.items() if name.startswith("input_blocks.")}

@@ -175,9 +175,10 @@ def _diffusers(path: Path) -> Source:
         config = _json(path / ABOUT_FILE)
         return Source(path, "diffusers folder of ours", config, parts, about=config.pop("meta", {}))
     schedule = describe.schedule_of_config(_json(path / "scheduler" / "scheduler_config.json"), f"{path}/scheduler")
+    unet, vae = (_json(path / name / "config.json") for name in ("unet", "vae"))
     config = {
-        **_unet_config(_json(path / "unet" / "config.json"), path / "unet"), "schedule": schedule,
-        "vae": describe.vae_of_config(_json(path / "vae" / "config.json"), f"{path}/vae"),
+        **_unet_config(unet, path / "unet"), "schedule": schedule, "image_size": describe.image_size(unet, vae),
+        "vae": describe.vae_of_config(vae, f"{path}/vae"),
         "text": describe.text_of_config(text_config, _pad(path, text_config), f"{path}/text_encoder"),
     }
     return Source(path, "diffusers folder", config, parts)

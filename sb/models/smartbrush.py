@@ -211,7 +211,7 @@ class SmartBrush(ImagesClock):
         cond = Condition(features.tokens, features.pooled, batch.level.float(), batch.task)
         prediction, logits = self.denoiser(self.conditioning.network_input(x_t, canvas), t, cond)
 
-        target = self.schedule.target(canvas.clean, eps, t)
+        target = self.target(batch, canvas, draws, x_t, cond)
         mask_target = self.conditioning.head_target(batch.outline, factor)
         has_object = self.has_object[batch.task]
         losses = self.objective(
@@ -222,6 +222,10 @@ class SmartBrush(ImagesClock):
             "predicted": None if logits is None else logits.detach().float().sigmoid(),
             "target": mask_target, "has_object": has_object, "t": t, "mask": mask,
         }
+
+    def target(self, batch: Batch, canvas: Canvas, draws: Draws, x_t: Tensor, cond: Condition) -> Tensor:
+        """What the network should have answered at x_t (B, C, h, w)."""
+        return self.schedule.target(canvas.clean, draws.eps, draws.t)
 
     def training_step(self, batch: Batch, _: int) -> dict[str, Any]:
         """Times and noise follow from (seed, images seen, rank)."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sb.data.ledger import Broken
-from sb.data.tasks import ObjectTask, RandomMaskTask, TaskContext, TextToImageTask, pick
+from sb.data.tasks import ObjectTask, RandomMaskTask, RemoveTask, TaskContext, TextToImageTask, pick
 from sb.registry import build, names
 
 CONTEXT = TaskContext(level_weights=[1.0] * 6)
@@ -73,7 +73,7 @@ def test_levels_follow_their_weights():
 def test_text_to_image_paints_everything_from_the_images_caption():
     task, rng = TextToImageTask(CONTEXT), np.random.default_rng(0)
     plan = task.plan(record(instance("dog", 1000)), rng)
-    assert plan == (None, "the whole image", 5) and task.outline(None, 16, rng).min() == 1
+    assert plan == (None, "the whole image", 5) and task.outline(None, 16, rng, list).min() == 1
     with pytest.raises(Broken, match="no_caption"):
         task.plan({"width": 1, "height": 1, "caption": "", "captions": [], "instances": []}, rng)
     many = {"captions": ["one", "two"], "caption": "one"}
@@ -95,10 +95,41 @@ def test_captions_that_are_no_list_of_strings_are_broken(captions):
 def test_random_masks_vary_and_are_never_empty():
     task, rng = RandomMaskTask(CONTEXT), np.random.default_rng(0)
     assert task.plan(record(), rng) == (None, "the whole image", 0)
-    masks = np.stack([task.outline(None, 64, rng) for _ in range(300)])
+    masks = np.stack([task.outline(None, 64, rng, list) for _ in range(300)])
     shares = masks.mean((1, 2))
     assert masks.dtype == np.uint8 and set(np.unique(masks)) == {0, 1}
     assert shares.min() > 0 and shares.std() > 0.1 and 0.15 < shares.mean() < 0.6
-    boxes = RandomMaskTask(CONTEXT, max_strokes=0).outline(None, 64, rng)
+    boxes = RandomMaskTask(CONTEXT, max_strokes=0).outline(None, 64, rng, list)
     assert boxes.any()
     assert not (task.has_object or TextToImageTask(CONTEXT).has_object) and ObjectTask(CONTEXT).has_object
+
+
+def disc(size, y, x, radius):
+    grid = np.mgrid[:size, :size]
+    return ((grid[0] - y) ** 2 + (grid[1] - x) ** 2 <= radius**2).astype(np.uint8)
+
+
+def test_a_removals_outline_is_the_objects_moved_to_where_there_is_none():
+    task, rng = RemoveTask(CONTEXT), np.random.default_rng(0)
+    plan = task.plan(record(instance("dog", 1000, ["a brown dog"])), rng)
+    assert (plan.instance["id"], plan.text) == ("dog", "") and 0 <= plan.level < 6
+    own = disc(64, 20, 20, 8)
+    taken = own | disc(64, 20, 50, 6)
+    masks = np.stack([task.outline(own, 64, rng, lambda: taken) for _ in range(400)])
+    assert masks.any((1, 2)).all() and not (masks & taken).any()
+    assert (masks.sum((1, 2)) == own.sum()).all() and masks[:, :, [0, -1]].any() and masks[:, -1].any()
+    assert masks.any(0)[40:].mean() > 0.9 and masks.dtype == np.uint8  # anywhere in the empty half
+
+
+def test_a_removals_outline_shrinks_where_there_is_no_room_and_is_never_empty():
+    task, rng = RemoveTask(CONTEXT), np.random.default_rng(0)
+    own = disc(64, 32, 32, 20)
+    middle = disc(64, 32, 32, 12)
+    halved = [task.outline(middle, 64, rng, lambda: middle) for _ in range(50)]
+    assert all(0 < mask.sum() < middle.sum() and mask.any(1).sum() > 10 for mask in halved)  # it leaves the image
+    beside = [task.outline(own, 64, rng, lambda: own) for _ in range(50)]
+    assert all(0 < mask.sum() < own.sum() and not (mask & own).any() for mask in beside)
+    full = np.ones((64, 64), dtype=np.uint8)
+    ring = disc(64, 32, 32, 20) - disc(64, 32, 32, 18)
+    for outline, taken in ((own, full), (full, full), (ring, np.zeros_like(full)), (disc(64, 5, 5, 0), full)):
+        assert all(task.outline(outline, 64, rng, lambda t=taken: t).any() for _ in range(200))

@@ -139,7 +139,7 @@ def test_onnx_of_a_whole_model(trained_model, tmp_path):
         "unet: onnxruntime", "vae_decoder: onnxruntime"
     ]
     inputs = onnx_inputs(tmp_path / "onnx" / "unet.onnx")
-    assert inputs["class_vector"][1] == 16 + 6  # the pooled text and a row for each level
+    assert inputs["class_vector"][1] == 16 + 6 + 3  # the pooled text, a row for each level and each task
     assert not any("kept beside" in line for line in report)
 
 
@@ -193,7 +193,7 @@ def test_what_is_known_of_a_model_goes_with_it(trained_model, tmp_path):
         convert(trained_model, tmp_path / place, to)
         convert(tmp_path / place, tmp_path / f"back-{to}", "sb")
         meta = load_inpainter(tmp_path / f"back-{to}").about
-        assert meta["images_seen"] == 8 and meta["tasks"] == ["object", "text_to_image"]
+        assert meta["images_seen"] == 8 and meta["tasks"] == ["object", "text_to_image", "remove"]
 
 
 @pytest.mark.parametrize("to, target, says", [

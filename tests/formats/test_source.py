@@ -90,8 +90,18 @@ def test_a_whole_inpainting_request_is_the_published_pipelines(published):
     compare_a_request(load_inpainter(folder), folder, parts, size_px=64)
 
 
+def test_a_published_model_knows_its_size(published):
+    folder, _ = published("sd1_inpainting")
+    config = folder / "unet" / "config.json"
+    told = json.loads(config.read_text())
+    assert load_inpainter(folder).native_px == told["sample_size"] * load_inpainter(folder).vae.factor
+    config.write_text(json.dumps({**told, "sample_size": None}))
+    assert load_inpainter(folder).native_px == 512
+
+
 def compare_a_request(painter, folder, parts, size_px):
-    """Ten steps of DDIM, the same noise and the same posterior, before our paste."""
+    """Ten steps of DDIM, the same noise and the same posterior, before our paste, of the whole picture."""
+    painter.native_px = None
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
     pipe = diffusers.StableDiffusionInpaintPipeline(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sb.assemble import build_denoiser, build_text, build_vae
+from sb.networks import build_denoiser, build_text, build_vae
 from sb.masks import Ladder
 from sb.models.weights import no_init
 from sb.types import Condition

@@ -31,10 +31,11 @@ ATTENTION = "to_q", "to_k", "to_v", "to_out.0"
 def quickstart(shapes_shards):
     """A run of the quickstart at tiny widths in a folder, and of what a test overrides."""
     shards = [f"data.{split}=[{{shards: {shapes_shards[split]}}}]" for split in ("train", "val")]
+    untold = ["denoiser.with_task=false", "data.tasks=[{name: object, weight: 1.0, label_share: 0.25}]"]
 
     def of(folder, *overrides):
-        cfg = config.load(config.CONFIGS / "quickstart.yaml", [*SMALL, *shards, f"run_dir={folder}", *overrides])
-        return assemble(cfg)
+        chosen = [*SMALL, *shards, *untold, f"run_dir={folder}", *overrides]
+        return assemble(config.load(config.CONFIGS / "quickstart.yaml", chosen))
 
     return of
 

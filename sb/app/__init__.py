@@ -1,0 +1,1 @@
+"""The browser app and its REST interface (``pip install -e '.[app]'``)."""
