@@ -124,7 +124,7 @@ class Denoiser:
         ]
         answer = answers[0]
         if guided:
-            x0 = combine(*answers, options.guidance).x0
+            x0 = combine(answers[0], answers[1], options.guidance).x0
             answer = answer._replace(x0=torch.where(self.same, answer.x0, x0))
         region = canvas.hole
         if answer.mask_logits is not None:
