@@ -93,9 +93,7 @@ class Denoiser:
         task = torch.tensor(rows, device=canvas.clean.device)
         without = [not tasks.get(r.task, True) for r in requests]
         self.no_object = torch.tensor(without, device=canvas.clean.device).view(-1, 1, 1, 1)
-        same = [r.text == r.negative for r in requests]  # guidance has nothing to say there, alone or in a batch
-        self.same = torch.tensor(same, device=canvas.clean.device).view(-1, 1, 1, 1)
-        guided = self.guided = options.guidance != 1.0 and not all(same)
+        guided = options.guidance != 1.0  # equal words too: a request must come out alike alone and in a batch
         features = text.encode([r.text for r in requests] + [r.negative for r in requests if guided])
         self.both = Condition(
             features.tokens, features.pooled, level.repeat(1 + guided), task.repeat(1 + guided)
@@ -108,7 +106,7 @@ class Denoiser:
         canvas, options = self.canvas, self.options
         self.watch(self.calls, self.x0)
         first, last = options.calls(options.guidance_from), options.calls(options.guidance_until)
-        guided = self.guided and first <= self.calls < last
+        guided = options.guidance != 1.0 and first <= self.calls < last
         x = self.conditioning.entering(x, canvas)
         shown = self.conditioning.network_input(x, canvas)
         if guided:
@@ -122,10 +120,7 @@ class Denoiser:
             )
             for part in (slice(0, count), slice(count, None))[: 1 + guided]
         ]
-        answer = answers[0]
-        if guided:
-            x0 = combine(answers[0], answers[1], options.guidance).x0
-            answer = answer._replace(x0=torch.where(self.same, answer.x0, x0))
+        answer = combine(answers[0], answers[-1], options.guidance) if guided else answers[0]
         region = canvas.hole
         if answer.mask_logits is not None:
             self.predicted = answer.mask_logits.sigmoid()

@@ -210,16 +210,6 @@ def test_without_a_task_a_request_is_for_the_first(painter):
     assert torch.equal(unsaid.pixels, said.pixels) and unsaid.predicted is None
 
 
-def test_equal_words_on_both_sides_need_no_guidance(painter):
-    sizes = []
-    watched = copy.copy(painter)
-    watched.denoiser = lambda x, t, cond: sizes.append(len(x)) or painter.denoiser(x, t, cond)
-    watched.paint([a_request(negative="red star")])
-    assert sizes == [1, 1, 1]
-    watched.paint([a_request(negative="red star"), a_request()])
-    assert sizes[3:] == [4, 4, 4]
-
-
 def test_a_fingerprint_changes_with_any_weight(painter):
     before = painter.fingerprint()
     assert before == painter.fingerprint()
