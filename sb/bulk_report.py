@@ -55,8 +55,9 @@ def _shown(out: Path, row: Mapping[str, Any]) -> Iterator[str]:
     facts = [f"line {row['line']}", row["id"] or "", row["status"]]
     if not failed:
         thumbnail = out / row["id"] / THUMBNAIL
-        picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
-        yield f'<img alt="input, mask and result" src="data:image/jpeg;base64,{picture}">'
+        if thumbnail.is_file():
+            picture = base64.b64encode(thumbnail.read_bytes()).decode()
+            yield f'<img alt="input, mask and result" src="data:image/jpeg;base64,{picture}">'
         facts += [f"{'mask' if row['mask'] else 'box'}, precision {row['precision']}", f"seed {row['seed']}"]
         facts += [f"{row[key]}" for key in ("task", "loss") if row[key]]
         facts += [f"not {row['negative']}"] if row["negative"] else []

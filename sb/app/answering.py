@@ -58,18 +58,14 @@ class Answering:
         began = time.monotonic()
         accept = http.headers.get("accept", "")
         client = Client(http, self.limits if STREAM in accept else None)
-        one = accept.startswith("image/")
         try:
             wish = await self._queued(http, client, began, accept)
-            if one and len(wish.job.requests) > 1:
-                wish.job.cancelled = True
-                raise Refused(422, f"variations: Accept: {accept[:40]} asks for one picture; accept application/json")
             if client.streams:
                 return StreamingResponse(
                     self._events(client, wish, began), media_type=STREAM, headers={"X-Accel-Buffering": "no"}
                 )
             results = await client.results(wish.job)
-            if one:
+            if accept.startswith("image/"):
                 content, kind = await asyncio.to_thread(_picture, results[0], wish)
                 lossy = {"X-Lossy": "true"} if wish.form == "jpeg" else {}
                 answer = Response(content, media_type=kind, headers={"X-Seed": str(results[0].seed), **lossy})
@@ -93,6 +89,8 @@ class Answering:
         try:
             parts = await parts_of(http, await body_of(http, self.limits))
             fields = read_fields(parts.fields, parts.typed, self.limits)
+            if accept.startswith("image/") and fields.variations > 1:
+                raise Refused(422, f"variations: Accept: {accept[:40]} asks for one picture; accept application/json")
             name, painter = self._chosen(fields)
             requests, source, size = await asyncio.to_thread(self._read, parts.files, fields, painter)
             options = {
