@@ -49,6 +49,12 @@ class Conditioning:
         """A VAE's ``latents``, images (B, 3, H, W) in [-1, 1] and masks (B, 1, H, W) -> Canvas, in float32."""
         raise AssertionError("a conditioning defines canvas")
 
+    def canvas_to_paint(
+        self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int
+    ) -> Canvas:
+        """As ``canvas``, but ``clean`` need only be what painting puts back."""
+        return self.canvas(latents, image, mask, factor)
+
     def canvas_of(self, clean: Tensor, mask: Tensor, factor: int) -> Canvas:
         """Latents (B, C, h, w) of pictures and masks (B, 1, H, W) -> Canvas, for those that need no picture."""
         raise AssertionError("a conditioning that needs no picture defines canvas_of")
@@ -153,6 +159,17 @@ class NineChannelConditioning(Conditioning):
     def canvas(self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int) -> Canvas:
         """The hole is as elsewhere; the mask that is shown is sampled, as those models were trained."""
         clean, masked = latents(torch.cat([image, image * (mask == 0)])).float().chunk(2)
+        return self._canvas(clean, masked, mask, factor)
+
+    def canvas_to_paint(
+        self, latents: Callable[[Tensor], Tensor], image: Tensor, mask: Tensor, factor: int
+    ) -> Canvas:
+        """Nothing is put back, so that only the greyed picture is encoded."""
+        masked = latents(image * (mask == 0)).float()
+        return self._canvas(masked, masked, mask, factor)
+
+    @staticmethod
+    def _canvas(clean: Tensor, masked: Tensor, mask: Tensor, factor: int) -> Canvas:
         shown = mask[..., ::factor, ::factor].to(masked.dtype)
         return Canvas(clean, clean, hole_of(mask, factor), torch.cat([shown, masked], dim=1))
 

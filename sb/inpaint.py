@@ -138,7 +138,9 @@ class Inpainter:
         padded_mask = self._pad(mask.float(), value=0.0)
         padded = self._pad(image.float()) / 127.5 - 1
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            canvas = self.conditioning.canvas(self.vae.latents, padded, padded_mask, self.vae.factor)
+            fitted = watch is not None and self.preview is None  # a preview's matrix, on the picture's own latents
+            make = self.conditioning.canvas if fitted else self.conditioning.canvas_to_paint
+            canvas = make(self.vae.latents, padded, padded_mask, self.vae.factor)
             denoise = Denoiser(
                 self.denoiser, self.text, self.schedule, self.conditioning, requests, self.tasks, canvas, options
             )

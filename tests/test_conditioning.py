@@ -88,6 +88,25 @@ def test_nine_channels_show_the_mask_and_the_greyed_picture_and_put_nothing_back
         assert same is x
 
 
+def test_only_what_painting_needs_is_encoded_for_it():
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    mask[..., 5:9, 5:9] = 1
+    image = torch.randn(1, 3, 16, 16)
+    encoded = []
+
+    def counting(pictures):
+        encoded.append(len(pictures))
+        return latents(pictures)
+
+    kinds = ((NineChannelConditioning(), 1), (SmartBrushConditioning(), 2), (PlainConditioning(), 1))
+    for conditioning, pictures in kinds:
+        encoded.clear()
+        painted = conditioning.canvas_to_paint(counting, image, mask, 4)
+        trained = conditioning.canvas(latents, image, mask, 4)
+        assert sum(encoded) == pictures
+        assert torch.equal(painted.extra, trained.extra) and torch.equal(painted.hole, trained.hole)
+
+
 def test_plain_carries_the_noised_picture_along():
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     mask[..., 4:8, 4:8] = 1

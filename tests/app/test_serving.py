@@ -127,8 +127,9 @@ def test_a_local_server_listens_to_its_own_page_only(small_painter, photo, heade
 def test_the_end_keeps_nobody_waiting(slow_painter, photo):
     app = create_app({"small": slow_painter}, Limits(batch=1))
     with serving(app) as address:
-        painted, waiting = send(address, photo), send(address, photo)
+        painted = send(address, photo)
         assert slow_painter.began.wait(10)
+        waiting = send(address, photo)
         until("the second waits", lambda: len(app.state.jobs) == 1)
         told = []
         listening = threading.Thread(target=lambda: told.append(waiting.getresponse().status))
