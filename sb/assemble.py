@@ -160,9 +160,8 @@ def load_inpainter(
     for name, state in source.states({name: module.state_dict() for name, module in parts.items()}).items():
         parts[name].load_state_dict(state)
     chosen = launch.find_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    layout = torch.channels_last if cfg["trainer"].get("channels_last") else torch.contiguous_format
-    for module in parts.values():
-        module.eval().requires_grad_(False).to(chosen, memory_format=layout)
+    for module in parts.values():  # in the layout in which convolutions are quickest
+        module.eval().requires_grad_(False).to(chosen, memory_format=torch.channels_last)
     painter = _inpainter(parts["unet"], parts["vae"], parts["text"], cfg, ladder, source.about)
     painter.device, painter.dtype = chosen, painter.dtype if dtype is None else _dtype(dtype)
     cast_products(painter.denoiser, painter.dtype)

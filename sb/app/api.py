@@ -61,6 +61,7 @@ def create_app(
         await asyncio.to_thread(jobs.join)
 
     app = FastAPI(
+        redirect_slashes=False,
         title="sb", description="Text- and shape-guided inpainting with mask precision.", version="1",
         docs_url=None, redoc_url=None, lifespan=lifespan,
     )
