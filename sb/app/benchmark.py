@@ -82,7 +82,7 @@ def _serve(model: str, device: str, limits: dict[str, Any], tell: Any) -> None:
     from sb.inpaint import Inpainter
 
     bound, address = listen("127.0.0.1", 0)
-    app = create_app({"model": Inpainter.load(model, device)}, Limits(**limits), hosts=LOCAL)
+    app = create_app({"model": Inpainter.load(model, device, "fp32")}, Limits(**limits), hosts=LOCAL)
     tell.send(address)
     Server(app).run([bound])
 

@@ -12,7 +12,7 @@ from sb.app.serving import Server
 from sb.inpaint import Inpainter
 
 testclient = pytest.importorskip("fastapi.testclient")
-loaded = {}  # the previews by model
+loaded = {}  # the preview and the dtype of each model
 TOOL = Path(__file__).parents[2] / "tools" / "serve.py"
 
 
@@ -28,8 +28,8 @@ def serve(monkeypatch, small_painter, tmp_path):
     monkeypatch.setattr(Server, "run", run)
     loaded.clear()
 
-    def load(path, device, preview):
-        loaded[path] = preview
+    def load(path, device, dtype, preview):
+        loaded[path] = (preview, dtype)
         return small_painter
 
     monkeypatch.setattr(Inpainter, "load", load)
@@ -90,9 +90,9 @@ def test_one_line_says_what_is_wrong(serve, capsys, arguments, says):
 
 def test_previews_are_for_the_model_that_is_named(serve):
     serve("--model", "a", "--preview", "taesd")
-    assert loaded == {"a": "taesd"}
-    serve("--model", "a", "--model", "b", "--preview", "b=taesd")
-    assert loaded == {"a": None, "b": "taesd"}
+    assert loaded == {"a": ("taesd", "fp32")}
+    serve("--model", "a", "--model", "b", "--preview", "b=taesd", "--dtype", "bf16")
+    assert loaded == {"a": (None, "bf16"), "b": ("taesd", "bf16")}
 
 
 def test_a_taken_port_is_said(serve, capsys):
