@@ -232,7 +232,8 @@ def _placed(paint: Paint, side: int | None) -> Paint:
                 raise ValueError(f"seed {request.seed}: pixels outside the mask changed in the large picture")
             for name in ("pixels", "decoded", "predicted"):
                 whole = getattr(result, name)
-                setattr(result, name, None if whole is None else whole[:, y: y + height, x: x + width])
+                kept = None if whole is None else whole[:, y: y + height, x: x + width].clone()
+                setattr(result, name, kept)
         return results
 
     return placed
