@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sb.conditioning import SmartBrushConditioning
+from sb.conditioning import NineChannelConditioning, SmartBrushConditioning
 from sb.denoising import PaintOptions
 from sb.inpaint import Inpainter
 from sb.masks import Ladder
@@ -241,3 +241,22 @@ def test_what_a_watch_raises_ends_the_painting(painter):
 
     with pytest.raises(KeyboardInterrupt):
         painter.paint([a_request()], watch=watch)
+
+
+def test_a_nine_channel_model_paints_the_same_whether_somebody_watches_or_not():
+    """Watched, it encodes the picture as well, which previews are fitted on."""
+    torch.manual_seed(0)
+    text, vae = tiny(width=16, layers=1, heads=2).eval(), TinyVAE(latent_channels=4, stages=2, widths=16, blocks=1)
+    unet = UNet(9, 4, 0, 16, 0, widths=(16, 32), attention=(False, True), blocks=1, heads=2, groups=8, zero_init=False)
+    schedule, encoded, seen = scaled_linear(prediction="eps"), [], []
+    parts = (unet.eval(), vae.eval(), text, schedule, LADDER, NineChannelConditioning())
+    painter = Inpainter(*parts, ddim, PaintOptions(steps=2))
+    latents = vae.latents
+    vae.latents = lambda pictures: encoded.append(len(pictures)) or latents(pictures)
+    image, mask = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[:, 8:20, 8:20] = 1
+    alone = painter.paint([Request(image, mask, "a star")])[0]
+    watched = painter.paint([Request(image, mask, "a star")], lambda progress: seen.append(progress.pictures()))[0]
+    assert encoded == [1, 2] and len(seen) == 2 and seen[1][0].shape == image.shape
+    assert (alone.pixels.int() - watched.pixels.int()).abs().max() <= 1
+    assert torch.equal(alone.pixels * (1 - mask), image * (1 - mask))
