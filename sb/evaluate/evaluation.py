@@ -1,0 +1,182 @@
+"""A system evaluated on a request list, from the list to the report.
+
+Legend: N requests, H W pixels.
+"""
+
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sb.config import import_plugins, key_values, write_whole
+from sb.data.write import fingerprint_of
+from sb.evaluate.adapters import picture_name
+from sb.evaluate.compare import PER_REQUEST
+from sb.evaluate.lists import CaseList, read_list
+from sb.evaluate.page import CASES, KINDS, Shown, number, write_page
+from sb.evaluate.photos import open_pictures
+from sb.evaluate.protocols import make_list
+from sb.evaluate.runner import (
+    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, finished, measured, run_part, run_parts,
+)
+from sb.evaluate.summary import Pooled, better, ranked, share_of, summarise
+from sb.pictures import image_tensor
+from sb.registry import filled
+
+REPORT, PAGE, BOARD = "report.json", "report.html", "tensorboard"
+SCHEMA = 1
+PAINT = torch.tensor([255.0, 64.0, 64.0]).view(3, 1, 1)  # what a mask is shown in
+
+
+def spec_of(text: str) -> dict[str, Any]:
+    """``name`` or ``name: key=value key=value`` as a section; ValueError otherwise."""
+    name, _, rest = text.partition(":")
+    if not name.strip() or "=" in name:
+        raise ValueError(f"'{text}' needs a name in front: 'NAME: key=value'")
+    return {"name": name.strip(), **key_values(rest.split())}
+
+
+def place_list(
+    out: str | Path, file: str | Path | None = None, *, protocol: Mapping[str, Any] | None = None, count: int = 0,
+    data: Sequence[str] = (), seed: int = 0, size_px: int | None = None,
+) -> CaseList:
+    """Put a list, read from a file or made by a protocol, into an evaluation's folder.
+
+    ValueError where the folder holds the results of another list.
+    """
+    place = Path(out) / LIST
+    with tempfile.TemporaryDirectory() as aside:
+        if protocol is not None:
+            file = Path(aside) / LIST
+            make_list(file, protocol, count, data=data, seed=seed, size_px=size_px)
+        assert file is not None
+        found = read_list(file)
+        if not place.is_file():
+            write_whole(place, Path(file).read_bytes())
+    if read_list(place).digest != found.digest:
+        raise ValueError(f"{out} holds an evaluation of another list: choose another folder, or remove it")
+    return found
+
+
+def evaluate_list(job: Job, processes: int = 1, part: tuple[int, int] | None = None) -> dict[str, Any] | None:
+    """Do what is left of a job and write its report, which is returned; None while other parts are not done.
+
+    processes: how many of this machine work at it. part: (p, parts), to do the chunks of one part alone, for machines
+    that share the folder; whichever ends last writes the report. The report depends on neither, nor on how often the
+    evaluation was stopped.
+    """
+    if part is not None and not 0 <= part[0] < part[1]:
+        raise ValueError(f"part {part[0] + 1} of {part[1]}: parts count from 1")
+    if processes < 1 or part is not None and processes > 1:
+        raise ValueError(f"evaluate: needs processes of at least 1, and 1 for a part alone, not {processes}")
+    if part is None:
+        run_parts(job, processes)
+    else:
+        run_part(job, *part)
+    return write_report(job) if finished(job) else None
+
+
+def write_report(job: Job) -> dict[str, Any]:
+    """Of a finished job: ``report.json``, ``report.html``, ``per_request.json`` and TensorBoard's events."""
+    import_plugins(job.plugins)
+    out = Path(job.out)
+    cases, found = read_list(out / LIST), measured(job)
+    about = json.loads((out / ABOUT).read_text())
+    metrics, _ = build_metrics(job, job.device_of(0))
+    groups = summarise(cases.cases, found.values, [_pooled(name, m, found) for name, m in metrics.items()
+                                                    if hasattr(m, "pooled")])
+    order = ranked(found.values)
+    shuffled = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    picked = {"best": order[:CASES], "worst": order[::-1][:CASES], "random": shuffled[:CASES]}
+    report = {
+        "schema": SCHEMA, "num_requests": len(cases.cases), "list": {**cases.header, "digest": cases.digest},
+        "system": about["system"], "networks": about["networks"],
+        "metrics": {name: {"better": better(name), "about": _about(name, metrics)} for name in groups["overall"]},
+        **groups, "shown": picked,
+    }
+    shown = _shown(job, cases, found, picked)
+    write_page(out / PAGE, report, shown)
+    _write_board(out / BOARD, report, shown)
+    write_whole(out / PER_REQUEST, (json.dumps({
+        "list": cases.digest, "seeds": [case.seed for case in cases.cases],
+        "texts": [case.text for case in cases.cases], "reader": fingerprint_of(about["networks"].get("reader")),
+        "metrics": {name: [_plain(value) for value in column.tolist()] for name, column in found.values.items()},
+    }) + "\n").encode())
+    write_whole(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Lines for a terminal."""
+    lines = [f"{'metric':24}{'value':>10}{'95 % interval':>24}{'n':>8}"]
+    for name, cell in report["overall"].items():
+        value, low, high = (number(cell[key]).replace("&ndash;", "-") for key in ("value", "low", "high"))
+        lines.append(f"{name:24}{value:>10}{f'{low} .. {high}':>24}{cell['n']:8}")
+    return "\n".join(lines)
+
+
+def _pooled(name: str, metric: Any, found: Measured) -> Pooled:
+    fake, real = (found.features.get(f"{name}.{part}") for part in ("fake", "real"))
+
+    def of(numbers: Tensor) -> Mapping[str, float]:
+        result: Mapping[str, float] = metric.pooled(*(None if x is None else x[numbers] for x in (fake, real)))
+        return result
+
+    return of
+
+
+def _about(name: str, metrics: Mapping[str, Any]) -> str:
+    """The first sentence that a metric's code says of it."""
+    own = next((m for known, m in metrics.items() if name.startswith(known)), None)
+    return "" if own is None else " ".join((inspect.getdoc(own) or "").partition("\n\n")[0].split())
+
+
+def _shown(
+    job: Job, cases: CaseList, found: Measured, picked: Mapping[str, Sequence[int]]
+) -> dict[str, list[Shown]]:
+    pictures = open_pictures(cases, job.data)
+
+    def one(place: int) -> Shown:
+        case = cases.cases[place]
+        image, mask = pictures.picture(case), case.mask_pixels()
+        result = image_tensor(Path(job.out) / PICTURES / f"{picture_name(place)}.png")
+        tinted = (image + 0.5 * mask * (PAINT - image)).round().to(torch.uint8)
+        panels = {"input": image, "mask": tinted, "result": result, "real": pictures.real(case)}
+        facts = [f"{picture_name(place)}, level {case.level:g} of {case.num_levels}"]
+        facts += [f"{name} {value:.3g}" for name, column in found.values.items()
+                  if (value := float(column[place])) == value]
+        images = {name: Image.fromarray(panel.permute(1, 2, 0).numpy()) for name, panel in panels.items()}
+        return Shown(place, case.text, " \N{MIDDLE DOT} ".join(facts), images)
+
+    return {kind: [one(place) for place in picked[kind]] for kind in KINDS}
+
+
+def _write_board(folder: Path, report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> None:
+    """TensorBoard's events: scalars at the number of images seen, curves over the level in hundredths, pictures."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    step = report["system"].get("images_seen") or 0
+    with SummaryWriter(str(folder)) as board:
+        for name, cell in report["overall"].items():
+            if cell["value"] is not None:
+                board.add_scalar(f"evaluation/{name}", cell["value"], step)
+        for level, row in report["level"].items():
+            for name, cell in row.items():
+                if cell["value"] is not None:
+                    board.add_scalar(f"by_level/{name}", cell["value"], round(100 * share_of(level)))
+        for kind, some in shown.items():
+            for place, case in enumerate(some):
+                strip = torch.cat([image_tensor(picture) for picture in case.pictures.values()], dim=2)
+                board.add_image(f"{kind}/{place}", strip, step)
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else round(value, 6)

@@ -1,0 +1,231 @@
+"""A list painted and measured in chunks by any number of processes: what is finished is never done again.
+
+A chunk is painted together and its file of rows is written last, so that its result depends neither on the process that
+did it nor on what was killed before.
+
+Legend: N requests, B those of a chunk, H W pixels, D width of a feature network.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sb.config import difference, import_plugins, write_whole
+from sb.evaluate.adapters import Adapter, picture_name
+from sb.evaluate.lists import Case, CaseList, read_list
+from sb.evaluate.painting import Painting
+from sb.evaluate.photos import open_pictures
+from sb.models.weights import write_state
+from sb.pictures import save_png
+from sb.registry import build, build_fitted, takes
+from sb.types import Request
+
+LIST, ABOUT, PICTURES, ROWS = "list.jsonl", "run.json", "pictures", "rows"
+Spec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation as plain data, which every process of it is told.
+
+    out: its folder, which holds the list. data: shard addresses of the list's pictures. adapter: section of the system.
+    metrics: sections. networks: sections of what the metrics look with, by role (``reader``, ...; the kind is in
+    ``NETWORKS``). chunk: requests painted at once. threads: of each process, which decide the last digits on a CPU.
+    """
+
+    out: str
+    data: tuple[str, ...]
+    adapter: Spec
+    metrics: tuple[Spec, ...]
+    networks: dict[str, Spec] = field(default_factory=dict)
+    chunk: int = 16
+    threads: int = 1
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.threads < 1:
+            raise ValueError(f"evaluate: needs at least 1 request at once and 1 thread, not {self.chunk}, {self.threads}")
+
+    def device_of(self, part: int) -> str:
+        """Processes take turns on the GPUs, where ``device`` names none of them."""
+        kind = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return f"cuda:{part % torch.cuda.device_count()}" if kind == "cuda" else kind
+
+
+@dataclass
+class Measured:
+    """A finished list: values (N,) by metric, NaN where undefined, and rows (N, D) by ``metric.part``."""
+
+    values: dict[str, Tensor]
+    features: dict[str, Tensor]
+
+
+def build_metrics(job: Job, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics by name, and what the networks that they look with say of themselves by role."""
+    offered = {
+        role: build_fitted(NETWORKS[role], spec, {"device": device}) for role, spec in job.networks.items()
+    }
+    metrics = {spec["name"]: build_fitted("metric", spec, offered) for spec in job.metrics}
+    return metrics, {role: network.describe() for role, network in offered.items()}
+
+
+def run_part(job: Job, part: int, parts: int) -> None:
+    """Paint and measure chunks part, part + parts, ... of the job's list, as far as they are not finished.
+
+    Raises ValueError where the folder holds another evaluation, and whatever adapters and metrics raise.
+    """
+    import_plugins(job.plugins)
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        device = job.device_of(part)
+        worker = _Worker(job, device)
+        todo = [k for k in range(part, worker.num_chunks, parts) if not _rows(job.out, k).is_file()]
+        for chunk in tqdm(todo, desc=f"part {part + 1} of {parts}", unit="chunk", position=part, mininterval=1):
+            worker.do(chunk)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_parts(job: Job, processes: int) -> None:
+    """All parts of a job in processes of their own; with one, in this. What one cannot do ends the others."""
+    if processes < 2:
+        run_part(job, 0, 1)
+        return
+    said = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.spawn(_told, (job, processes, said), nprocs=processes)
+    except mp.ProcessExitedException as error:
+        if not said.empty():
+            raise ValueError(said.get()) from None
+        raise ChildProcessError(f"a process ended early ({error}); the same command goes on with what is left") from None
+
+
+def _told(part: int, job: Job, parts: int, said: Any) -> None:
+    """One process, which says in one line what the user can put right."""
+    try:
+        run_part(job, part, parts)
+    except (ValueError, OSError) as error:
+        said.put(" ".join(str(error).split()))
+        raise SystemExit(2) from None
+
+
+def unfinished(job: Job) -> int:
+    """How many chunks are left to do."""
+    count = num_chunks(read_list(Path(job.out) / LIST), job.chunk)
+    return sum(not _rows(job.out, chunk).is_file() for chunk in range(count))
+
+
+def measured(job: Job) -> Measured:
+    """What all chunks of a finished job found."""
+    values: dict[str, list[float]] = {}
+    features: dict[str, list[Tensor]] = {}
+    for chunk in range(num_chunks(read_list(Path(job.out) / LIST), job.chunk)):
+        for line in _rows(job.out, chunk).read_text().splitlines():
+            for name, value in json.loads(line)["values"].items():
+                values.setdefault(name, []).append(float("nan") if value is None else value)
+        place = _features(job.out, chunk)
+        for name, rows in (load_file(place) if place.is_file() else {}).items():
+            features.setdefault(name, []).append(rows)
+    return Measured(
+        {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()},
+        {name: torch.cat(rows) for name, rows in features.items()},
+    )
+
+
+def request_of(case: Case, picture: Tensor, num_levels: int) -> Request:
+    """What a system is asked: the case's level on the ladder of the system."""
+    return Request(picture, case.mask_pixels(), case.text, case.level / case.num_levels * num_levels, case.seed)
+
+
+def num_chunks(cases: CaseList, chunk: int) -> int:
+    """Of a list."""
+    return -(-len(cases.cases) // chunk)
+
+
+class _Worker:
+    """The parts of one process."""
+
+    def __init__(self, job: Job, device: str):
+        self.job, self.list = job, read_list(Path(job.out) / LIST)
+        self.num_chunks = num_chunks(self.list, job.chunk)
+        self.pictures = open_pictures(self.list, job.data)
+        with_device = {"device": device} if takes("adapter", job.adapter["name"], "device") else {}
+        self.adapter: Adapter = build("adapter", job.adapter, **with_device)
+        self.metrics, networks = build_metrics(job, device)
+        _claim(Path(job.out) / ABOUT, {
+            "list": self.list.digest, "system": self.adapter.describe(), "metrics": list(job.metrics),
+            "networks": networks, "chunk": job.chunk, "threads": job.threads, "device": device.split(":")[0],
+        })
+
+    def do(self, chunk: int) -> None:
+        """Paint, measure and write one chunk."""
+        first = chunk * self.job.chunk
+        numbers = range(first, min(first + self.job.chunk, len(self.list.cases)))
+        paintings = self._painted(numbers)
+        values: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        for name, metric in self.metrics.items():
+            if hasattr(metric, "pooled"):
+                features |= {f"{name}.{part}": rows for part, rows in metric.features(paintings).items()}
+            else:
+                values |= metric(paintings)
+        for number, painting in zip(numbers, paintings, strict=True):
+            picture = Image.fromarray(painting.pixels.permute(1, 2, 0).numpy())
+            save_png(picture, Path(self.job.out) / PICTURES / f"{picture_name(number)}.png")
+        if features:
+            write_state(features, _features(self.job.out, chunk))
+        found = {name: column.double().tolist() for name, column in values.items()}
+        lines = [
+            {"number": number, "values": {name: _number(column[place]) for name, column in found.items()}}
+            for place, number in enumerate(numbers)
+        ]
+        write_whole(_rows(self.job.out, chunk), "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def _painted(self, numbers: Sequence[int]) -> list[Painting]:
+        cases = [self.list.cases[number] for number in numbers]
+        requests = [request_of(case, self.pictures.picture(case), self.adapter.num_levels) for case in cases]
+        results = self.adapter.paint(requests, numbers)
+        return [
+            Painting(
+                case=case, picture=request.image, pixels=result.pixels, decoded=result.decoded,
+                predicted=result.predicted, truth=self.pictures.truth(case), real=self.pictures.real(case),
+                mask=request.mask, outline=case.outline_pixels(),
+            )
+            for case, request, result in zip(cases, requests, results, strict=True)
+        ]
+
+
+def _claim(place: Path, about: Spec) -> None:
+    """Say of a folder what is evaluated in it; ValueError where that is something else."""
+    about = json.loads(json.dumps(about))
+    if not place.is_file():
+        write_whole(place, (json.dumps(about, indent=1) + "\n").encode())
+    found = json.loads(place.read_text())
+    if found != about:
+        raise ValueError(f"{place.parent} holds another evaluation, which differs in {difference(found, about)}: choose "
+                         "another folder, or remove it")
+
+
+def _rows(out: str, chunk: int) -> Path:
+    return Path(out) / ROWS / f"{chunk:06d}.jsonl"
+
+
+def _features(out: str, chunk: int) -> Path:
+    return Path(out) / ROWS / f"{chunk:06d}.safetensors"
+
+
+def _number(value: float) -> float | None:
+    """As strict JSON holds it."""
+    return None if math.isnan(value) else value
