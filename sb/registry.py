@@ -31,6 +31,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
     "adapter": ("sb.evaluate.adapters",),
+    "metric": (),
+    "reader": (),
+    "feature network": (),
+    "protocol": ("sb.evaluate.protocols",),
     "callback": (
         "sb.callbacks.ema",
         "sb.callbacks.mask_log",

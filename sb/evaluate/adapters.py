@@ -78,7 +78,9 @@ class Blended(Own):
     def __init__(self, system: str, options: Options = None, device: str = "auto", dtype: str | None = None):
         super().__init__(system, options, device, dtype)
         if not isinstance(self.painter.conditioning, PlainConditioning):
-            raise ValueError(f"{system} is trained to inpaint: adapter 'blended' takes a text-to-image model; use 'own'")
+            raise ValueError(
+                f"{system} is trained to inpaint: adapter 'blended' takes a text-to-image model; use 'own'"
+            )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from sb.evaluate.runner import (
 )
 from sb.evaluate.summary import Pooled, better, ranked, share_of, summarise
 from sb.pictures import image_tensor
-from sb.registry import filled
 
 REPORT, PAGE, BOARD = "report.json", "report.html", "tensorboard"
 SCHEMA = 1
@@ -41,6 +40,16 @@ def spec_of(text: str) -> dict[str, Any]:
     if not name.strip() or "=" in name:
         raise ValueError(f"'{text}' needs a name in front: 'NAME: key=value'")
     return {"name": name.strip(), **key_values(rest.split())}
+
+
+def part_of(text: str | None) -> tuple[int, int] | None:
+    """``2/4`` as (1, 4), the second of four parts, None for none; ValueError otherwise."""
+    if text is None:
+        return None
+    number, _, parts = text.partition("/")
+    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise ValueError(f"part '{text}' must read P/N with P from 1 to N, for example 1/4")
+    return int(number) - 1, int(parts)
 
 
 def place_list(
@@ -72,8 +81,6 @@ def evaluate_list(job: Job, processes: int = 1, part: tuple[int, int] | None = N
     that share the folder; whichever ends last writes the report. The report depends on neither, nor on how often the
     evaluation was stopped.
     """
-    if part is not None and not 0 <= part[0] < part[1]:
-        raise ValueError(f"part {part[0] + 1} of {part[1]}: parts count from 1")
     if processes < 1 or part is not None and processes > 1:
         raise ValueError(f"evaluate: needs processes of at least 1, and 1 for a part alone, not {processes}")
     if part is None:
@@ -90,8 +97,8 @@ def write_report(job: Job) -> dict[str, Any]:
     cases, found = read_list(out / LIST), measured(job)
     about = json.loads((out / ABOUT).read_text())
     metrics, _ = build_metrics(job, job.device_of(0))
-    groups = summarise(cases.cases, found.values, [_pooled(name, m, found) for name, m in metrics.items()
-                                                    if hasattr(m, "pooled")])
+    pooled = [_pooled(name, metric, found) for name, metric in metrics.items() if hasattr(metric, "pooled")]
+    groups = summarise(cases.cases, found.values, pooled)
     order = ranked(found.values)
     shuffled = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
     picked = {"best": order[:CASES], "worst": order[::-1][:CASES], "random": shuffled[:CASES]}

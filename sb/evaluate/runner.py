@@ -30,6 +30,8 @@ from sb.pictures import save_png
 from sb.registry import build, build_fitted, takes
 from sb.types import Request
 
+NETWORKS = {"reader": "reader", "features": "feature network"}  # kinds of what metrics look with, by role
+START = "spawn"  # how processes begin: CUDA cannot be forked
 LIST, ABOUT, PICTURES, ROWS = "list.jsonl", "run.json", "pictures", "rows"
 Spec = dict[str, Any]
 
@@ -55,7 +57,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.threads < 1:
-            raise ValueError(f"evaluate: needs at least 1 request at once and 1 thread, not {self.chunk}, {self.threads}")
+            raise ValueError(
+                f"evaluate: needs at least 1 request at once and 1 thread, not {self.chunk} and {self.threads}"
+            )
 
     def device_of(self, part: int) -> str:
         """Processes take turns on the GPUs, where ``device`` names none of them."""
@@ -103,9 +107,9 @@ def run_parts(job: Job, processes: int) -> None:
     if processes < 2:
         run_part(job, 0, 1)
         return
-    said = mp.get_context("spawn").SimpleQueue()
+    said = mp.get_context(START).SimpleQueue()
     try:
-        mp.spawn(_told, (job, processes, said), nprocs=processes)
+        mp.start_processes(_told, (job, processes, said), nprocs=processes, start_method=START)
     except mp.ProcessExitedException as error:
         if not said.empty():
             raise ValueError(said.get()) from None
@@ -121,10 +125,10 @@ def _told(part: int, job: Job, parts: int, said: Any) -> None:
         raise SystemExit(2) from None
 
 
-def unfinished(job: Job) -> int:
-    """How many chunks are left to do."""
+def finished(job: Job) -> bool:
+    """Whether all chunks are there."""
     count = num_chunks(read_list(Path(job.out) / LIST), job.chunk)
-    return sum(not _rows(job.out, chunk).is_file() for chunk in range(count))
+    return all(_rows(job.out, chunk).is_file() for chunk in range(count))
 
 
 def measured(job: Job) -> Measured:
