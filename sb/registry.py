@@ -30,6 +30,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sampler": ("sb.samplers",),
     "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
+    "protocol": ("sb.evaluate.protocols",),
     "callback": (
         "sb.callbacks.ema",
         "sb.callbacks.mask_log",
