@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sb.config import check_keys, nearest
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes"),
+    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes", "sb.data.composites"),
     "task": ("sb.data.tasks",),
     "degradation": ("sb.masks",),
     "conditioning": ("sb.conditioning",),
