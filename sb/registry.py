@@ -31,9 +31,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
     "adapter": ("sb.evaluate.adapters",),
-    "metric": (),
-    "reader": (),
-    "feature network": (),
+    "metric": ("sb.evaluate.metrics", "sb.evaluate.frechet_metrics"),
+    "feature network": ("sb.evaluate.features",),
+    "reader": ("sb.evaluate.readers",),
     "protocol": ("sb.evaluate.protocols",),
     "callback": (
         "sb.callbacks.ema",

@@ -9,11 +9,18 @@ EXAMPLE = """examples:
   python tools/evaluate.py runs/quickstart --requests 256 --out runs/quickstart/evaluation
 writes metrics.json, per_request.json, report.md and contact_sheet.png there: the shapes world
   python tools/evaluate.py runs/coco --protocol box --data shards/coco/val --count 1000 \\
-      --metrics mask_iou background_psnr "fid: features=..." --processes 2 --out runs/coco/box
+      --features "inception: weights=inception.pth" --processes 2 --out runs/coco/box
   python tools/evaluate.py sd-inpainting --adapter diffusers --list runs/coco/box/list.jsonl \\
       --data shards/coco/val --set steps=25 --out runs/sd/box
 write report.html, report.json, per_request.json and TensorBoard's events there; the same command goes on with
 an evaluation that was stopped, and --part 1/4 does a quarter of one on a machine of its own"""
+
+NETWORKS = {
+    "reader": "what names objects: 'oracle: weights=FILE', classifier, torchvision, detector",
+    "features": "what Frechet distances are of: 'inception: weights=FILE', torchvision, autoencoder, oracle",
+    "clip": "for clip_score: 'clip: model=ViT-B-32 weights=FILE'",
+    "lpips": "for background_lpips: 'lpips: weights=FILE net=alex'",
+}
 
 
 def main() -> int:
@@ -53,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
     lists.add_argument("--count", type=int, default=1000, help="objects of --protocol's list (default 1000)")
     lists.add_argument("--adapter", default="own", help="own, diffusers, blended or pictures (default own)")
     lists.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="the adapter's options: steps=20 ...")
-    lists.add_argument("--metrics", nargs="+", default=[], metavar="SPEC", help="'NAME' or 'NAME: key=value ...'")
+    lists.add_argument("--metrics", nargs="+", default=[], metavar="SPEC",
+                       help="'NAME' or 'NAME: key=value ...' (default: all that the networks allow)")
+    for role, what in NETWORKS.items():
+        lists.add_argument(f"--{role}", metavar="SPEC", help=what)
+    lists.add_argument("--reference", metavar="DIR", help="the folder reference/ of an evaluation, to measure against")
+    lists.add_argument("--variations", type=int, default=1, help="of each request, for its diversity (default 1)")
     lists.add_argument("--processes", type=int, default=1, help="of this machine (default 1)")
     lists.add_argument("--threads", type=int, default=1, help="of each process (default 1)")
     lists.add_argument("--part", metavar="P/N", help="do one part of N alone, 1/N to N/N")
@@ -77,20 +89,21 @@ def on_shapes(args: argparse.Namespace) -> int:
 def on_list(args: argparse.Namespace) -> int:
     """A request list."""
     from sb.config import import_plugins, key_values
-    from sb.evaluate.evaluation import evaluate_list, part_of, place_list, spec_of, table
+    from sb.evaluate import evaluation
     from sb.evaluate.runner import Job
 
     import_plugins(args.plugins)
+    networks = {role: evaluation.spec_of(text) for role in NETWORKS if (text := getattr(args, role))}
     job = Job(
         args.out, tuple(args.data), {"name": args.adapter, "system": args.system, "options": key_values(args.set)},
-        tuple(spec_of(text) for text in args.metrics), {}, args.batch or 16, args.threads, args.device,
-        tuple(args.plugins),
+        evaluation.metric_specs(args.metrics, networks, args.variations, args.reference), networks, args.variations,
+        args.batch or 16, args.threads, args.device, tuple(args.plugins),
     )
-    protocol = spec_of(args.protocol) if args.protocol else None
-    place_list(args.out, args.list, protocol=protocol, count=args.count, data=args.data, seed=args.seed,
-               size_px=args.size)
-    report = evaluate_list(job, args.processes, part_of(args.part))
-    print("done; other parts are not" if report is None else f"{table(report)}\nopen {args.out}/report.html")
+    protocol = evaluation.spec_of(args.protocol) if args.protocol else None
+    evaluation.place_list(args.out, args.list, protocol=protocol, count=args.count, data=args.data, seed=args.seed,
+                          size_px=args.size)
+    report = evaluation.evaluate_list(job, args.processes, evaluation.part_of(args.part))
+    print("done; other parts are not" if report is None else f"{evaluation.table(report)}\nopen {args.out}/report.html")
     return 0
 
 

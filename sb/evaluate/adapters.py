@@ -3,7 +3,7 @@
 Legend: B requests, H W pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from sb.conditioning import PlainConditioning
 from sb.config import check_keys
 from sb.data.write import fingerprint_of
 from sb.denoising import PaintOptions
+from sb.evaluate.painting import by_shape
 from sb.inpaint import Inpainter
 from sb.launch import find_device
 from sb.models.weights import digest
@@ -30,12 +31,14 @@ Options = Mapping[str, Any] | None
 
 class Adapter(Protocol):
     """What an evaluation needs of a system. num_levels: the level that stands for a box, on which a request's counts.
+    varies: whether another seed gives another picture.
 
     Whatever an adapter paints may depend on the request and its seed alone, not on when or in which process.
     """
 
     name: str
     num_levels: int
+    varies: bool
 
     def describe(self) -> dict[str, Any]:
         """What tells this system from others, as JSON holds it: a started evaluation goes on with an equal one only."""
@@ -48,7 +51,7 @@ class Adapter(Protocol):
 class Own:
     """A run or model folder of ours, or a published checkpoint that ``Inpainter.load`` reads. options: of painting."""
 
-    name = "own"
+    name, varies = "own", True
 
     def __init__(self, system: str, options: Options = None, device: str = "auto", dtype: str | None = None):
         self.painter = Inpainter.load(system, device, dtype)
@@ -99,7 +102,7 @@ class Pipeline:
     Pictures are padded to the cells of its VAE. A pipeline knows no level, and what it paints has no predicted mask.
     """
 
-    name, num_levels = "diffusers", 1
+    name, num_levels, varies = "diffusers", 1, True
 
     def __init__(self, system: str, options: Options = None, device: str = "auto", dtype: str | None = None):
         self.options: PipelineOptions = call("diffusers", PipelineOptions, options)
@@ -132,7 +135,10 @@ class Pipeline:
 
     def paint(self, requests: Sequence[Request], numbers: Sequence[int]) -> list[Result]:
         """Requests of one size together, each with a generator of its own."""
-        return by_size(requests, self._paint)
+        results: dict[int, Result] = {}
+        for places in by_shape(requests, lambda request: request.image.shape):
+            results.update(zip(places, self._paint([requests[place] for place in places]), strict=True))
+        return [results[place] for place in range(len(requests))]
 
     def _paint(self, requests: Sequence[Request]) -> list[Result]:
         image, mask = (torch.stack([getattr(r, name) for r in requests]).float() for name in ("image", "mask"))
@@ -156,7 +162,7 @@ class Pipeline:
 class Pictures:
     """A folder of finished pictures, each called after its request's place in the list: ``000000.png``, ..."""
 
-    name, num_levels = "pictures", 1
+    name, num_levels, varies = "pictures", 1, False
 
     def __init__(self, system: str, options: Options = None):
         check_keys("adapter 'pictures'", options or {}, ())
@@ -189,14 +195,3 @@ class Pictures:
 def picture_name(number: int) -> str:
     """What a request's picture is called, by its place in the list."""
     return f"{number:06d}"
-
-
-def by_size(requests: Sequence[Request], paint: Callable[[Sequence[Request]], list[Result]]) -> list[Result]:
-    """``paint`` of those that share a size, results in the order of the requests."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for place, request in enumerate(requests):
-        groups.setdefault(tuple(request.image.shape), []).append(place)
-    results: dict[int, Result] = {}
-    for places in groups.values():
-        results.update(zip(places, paint([requests[place] for place in places]), strict=True))
-    return [results[place] for place in range(len(requests))]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sb.config import import_plugins, key_values, write_whole
 from sb.data.write import fingerprint_of
@@ -24,12 +23,14 @@ from sb.evaluate.page import CASES, KINDS, Shown, number, write_page
 from sb.evaluate.photos import open_pictures
 from sb.evaluate.protocols import make_list
 from sb.evaluate.runner import (
-    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, finished, measured, run_part, run_parts,
+    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, finished, measured, over_seeds,
+    run_part, run_parts,
 )
 from sb.evaluate.summary import Pooled, better, ranked, share_of, summarise
 from sb.pictures import image_tensor
+from sb.registry import lookup, names, takes
 
-REPORT, PAGE, BOARD = "report.json", "report.html", "tensorboard"
+REPORT, PAGE, BOARD, REFERENCE = "report.json", "report.html", "tensorboard", "reference"
 SCHEMA = 1
 PAINT = torch.tensor([255.0, 64.0, 64.0]).view(3, 1, 1)  # what a mask is shown in
 
@@ -40,6 +41,24 @@ def spec_of(text: str) -> dict[str, Any]:
     if not name.strip() or "=" in name:
         raise ValueError(f"'{text}' needs a name in front: 'NAME: key=value'")
     return {"name": name.strip(), **key_values(rest.split())}
+
+
+def metric_specs(
+    texts: Sequence[str], networks: Mapping[str, Any], variations: int = 1, reference: str | None = None
+) -> tuple[dict[str, Any], ...]:
+    """Metrics' sections by ``spec_of``; for none, of all that these networks (by role) and variations allow.
+
+    reference: the folder ``reference`` of another evaluation, whose stored statistics take the real pictures' place.
+    """
+    specs = [spec_of(text) for text in texts]
+    for name in () if specs else names("metric"):
+        entry = lookup("metric", name)
+        if set(getattr(entry, "needs", ())) <= set(networks) and (variations > 1 or not over_seeds(entry)):
+            specs.append({"name": name})
+    for spec in specs:
+        if reference and takes("metric", str(spec["name"]), "reference"):
+            spec.setdefault("reference", str(Path(reference) / f"{spec['name']}.safetensors"))
+    return tuple(specs)
 
 
 def part_of(text: str | None) -> tuple[int, int] | None:
@@ -109,6 +128,7 @@ def write_report(job: Job) -> dict[str, Any]:
         **groups, "shown": picked,
     }
     shown = _shown(job, cases, found, picked)
+    _keep_reference(out / REFERENCE, metrics, found)
     write_page(out / PAGE, report, shown)
     _write_board(out / BOARD, report, shown)
     write_whole(out / PER_REQUEST, (json.dumps({
@@ -130,13 +150,17 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _pooled(name: str, metric: Any, found: Measured) -> Pooled:
-    fake, real = (found.features.get(f"{name}.{part}") for part in ("fake", "real"))
+    sides = {part: found.features[f"{name}.{part}"] for part in ("fake", "real") if f"{name}.{part}" in found.features}
+    return Pooled(lambda numbers: metric.pooled(**{part: rows[numbers] for part, rows in sides.items()}),
+                  sides["fake"].shape[1])
 
-    def of(numbers: Tensor) -> Mapping[str, float]:
-        result: Mapping[str, float] = metric.pooled(*(None if x is None else x[numbers] for x in (fake, real)))
-        return result
 
-    return of
+def _keep_reference(folder: Path, metrics: Mapping[str, Any], found: Measured) -> None:
+    """The real pictures' statistics, which another evaluation can be measured against."""
+    for name, metric in metrics.items():
+        rows = found.features.get(f"{name}.real")
+        if rows is not None and hasattr(metric, "statistics") and len(rows) > 1:
+            metric.statistics(rows).save(folder / f"{name}.safetensors")
 
 
 def _about(name: str, metrics: Mapping[str, Any]) -> str:

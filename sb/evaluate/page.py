@@ -36,8 +36,10 @@ th { font-weight: 500; white-space: nowrap; } td { font-variant-numeric: tabular
 th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; text-align: left; }
 td small { display: block; } td.about { white-space: normal; text-align: left; min-width: 16rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } svg { display: block; height: auto; width: 100%; } svg text { fill: var(--soft); font-size: 11px; }
-.cases { display: grid; gap: 1.4rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); }
+figure { margin: 0; }
+svg { display: block; height: auto; width: 100%; } svg text { fill: var(--soft); font-size: 11px; }
+.cases { display: grid; gap: 1.4rem 2rem; }
+@media (min-width: 64rem) { .cases { grid-template-columns: 1fr 1fr; } }
 .pictures { display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem; margin: .3rem 0; }
 .pictures img { display: block; image-rendering: pixelated; width: 100%; }
 .said { font-weight: 600; overflow-wrap: anywhere; } .facts { color: var(--soft); font-size: .85rem; }

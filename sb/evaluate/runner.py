@@ -6,10 +6,11 @@ did it nor on what was killed before.
 Legend: N requests, B those of a chunk, H W pixels, D width of a feature network.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sb.config import difference, import_plugins, write_whole
+from sb.config import check_keys, difference, import_plugins, write_whole
 from sb.evaluate.adapters import Adapter, picture_name
 from sb.evaluate.lists import Case, CaseList, read_list
+from sb.evaluate.lpips import lpips_distance
 from sb.evaluate.painting import Painting
 from sb.evaluate.photos import open_pictures
 from sb.models.weights import write_state
 from sb.pictures import save_png
-from sb.registry import build, build_fitted, takes
+from sb.registry import build, build_fitted, call, lookup, takes
 from sb.types import Request
 
-NETWORKS = {"reader": "reader", "features": "feature network"}  # kinds of what metrics look with, by role
+# what metrics look with, and its kind
+ROLES = {"reader": "reader", "features": "feature network", "clip": "feature network", "lpips": ""}
+VARIATION = 1_000_000_000  # from one seed of a request to the next
 START = "spawn"  # how processes begin: CUDA cannot be forked
 LIST, ABOUT, PICTURES, ROWS = "list.jsonl", "run.json", "pictures", "rows"
 Spec = dict[str, Any]
@@ -41,8 +45,9 @@ class Job:
     """An evaluation as plain data, which every process of it is told.
 
     out: its folder, which holds the list. data: shard addresses of the list's pictures. adapter: section of the system.
-    metrics: sections. networks: sections of what the metrics look with, by role (``reader``, ...; the kind is in
-    ``NETWORKS``). chunk: requests painted at once. threads: of each process, which decide the last digits on a CPU.
+    metrics: sections. networks: sections of what the metrics look with, by ``ROLES``.
+    variations: how often each request is painted, with other seeds; all metrics but diversity look at the first. chunk:
+    requests painted at once. threads: of each process, which decide the last digits on a CPU.
     """
 
     out: str
@@ -50,16 +55,19 @@ class Job:
     adapter: Spec
     metrics: tuple[Spec, ...]
     networks: dict[str, Spec] = field(default_factory=dict)
+    variations: int = 1
     chunk: int = 16
     threads: int = 1
     device: str = "auto"
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.chunk < 1 or self.threads < 1:
-            raise ValueError(
-                f"evaluate: needs at least 1 request at once and 1 thread, not {self.chunk} and {self.threads}"
-            )
+        if min(self.chunk, self.threads, self.variations) < 1:
+            raise ValueError("evaluate: requests at once, threads and variations must be at least 1, not "
+                             f"{self.chunk}, {self.threads} and {self.variations}")
+        if not self.metrics:
+            raise ValueError("evaluate: needs at least one metric")
+        check_keys("networks", self.networks, ROLES)
 
     def device_of(self, part: int) -> str:
         """Processes take turns on the GPUs, where ``device`` names none of them."""
@@ -76,12 +84,38 @@ class Measured:
 
 
 def build_metrics(job: Job, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics by name, and what the networks that they look with say of themselves by role."""
-    offered = {
-        role: build_fitted(NETWORKS[role], spec, {"device": device}) for role, spec in job.networks.items()
-    }
-    metrics = {spec["name"]: build_fitted("metric", spec, offered) for spec in job.metrics}
-    return metrics, {role: network.describe() for role, network in offered.items()}
+    """The metrics by name, and what the networks that they look with say of themselves by role.
+
+    ValueError for a metric that is named twice, and for one that needs a network which is not there.
+    """
+    offered = {role: _network(role, spec, device) for role, spec in job.networks.items()}
+    metrics: dict[str, Any] = {}
+    for spec in job.metrics:
+        name, entry = str(spec["name"]), lookup("metric", str(spec["name"]))
+        missing = [role for role in getattr(entry, "needs", ()) if role not in offered]
+        if missing or name in metrics:
+            what = f"needs a network: give --{missing[0]}" if missing else "is asked for twice"
+            raise ValueError(f"metric '{name}' {what}")
+        metrics[name] = build_fitted("metric", spec, offered)
+    return metrics, {role: _told_of(network, job.networks[role]) for role, network in offered.items()}
+
+
+def over_seeds(metric: Any) -> bool:
+    """Whether a metric looks at all variations of a request."""
+    return bool(getattr(metric, "over_seeds", False))
+
+
+def _network(role: str, spec: Spec, device: str) -> Any:
+    if role == "lpips":
+        return call("lpips", lpips_distance, {k: v for k, v in spec.items() if k != "name"}, device=device)
+    return build_fitted(ROLES[role], spec, {"device": device})
+
+
+def _told_of(network: Any, spec: Spec) -> dict[str, Any]:
+    """What a network says of itself; LPIPS is a function, and its section and file say it."""
+    if hasattr(network, "describe"):
+        return dict(network.describe())
+    return {**spec, "weights": hashlib.sha256(Path(spec["weights"]).read_bytes()).hexdigest()}
 
 
 def run_part(job: Job, part: int, parts: int) -> None:
@@ -113,7 +147,7 @@ def run_parts(job: Job, processes: int) -> None:
     except mp.ProcessExitedException as error:
         if not said.empty():
             raise ValueError(said.get()) from None
-        raise ChildProcessError(f"a process ended early ({error}); the same command goes on with what is left") from None
+        raise ChildProcessError(f"a process ended early ({error}); the same command goes on") from None
 
 
 def _told(part: int, job: Job, parts: int, said: Any) -> None:
@@ -167,10 +201,13 @@ class _Worker:
         self.pictures = open_pictures(self.list, job.data)
         with_device = {"device": device} if takes("adapter", job.adapter["name"], "device") else {}
         self.adapter: Adapter = build("adapter", job.adapter, **with_device)
+        if job.variations > 1 and not self.adapter.varies:
+            raise ValueError(f"adapter '{self.adapter.name}' has one picture for a request: leave variations out")
         self.metrics, networks = build_metrics(job, device)
         _claim(Path(job.out) / ABOUT, {
-            "list": self.list.digest, "system": self.adapter.describe(), "metrics": list(job.metrics),
-            "networks": networks, "chunk": job.chunk, "threads": job.threads, "device": device.split(":")[0],
+            "list": self.list.digest, "system": self.adapter.describe(), "networks": networks,
+            "metrics": list(job.metrics),
+            "variations": job.variations, "chunk": job.chunk, "threads": job.threads, "device": device.split(":")[0],
         })
 
     def do(self, chunk: int) -> None:
@@ -178,13 +215,15 @@ class _Worker:
         first = chunk * self.job.chunk
         numbers = range(first, min(first + self.job.chunk, len(self.list.cases)))
         paintings = self._painted(numbers)
+        others = [painting for n in range(1, self.job.variations) for painting in self._painted(numbers, n)]
         values: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         for name, metric in self.metrics.items():
             if hasattr(metric, "pooled"):
                 features |= {f"{name}.{part}": rows for part, rows in metric.features(paintings).items()}
             else:
-                values |= metric(paintings)
+                seen = metric([*paintings, *others] if over_seeds(metric) else paintings)
+                values |= {found: column[: len(paintings)] for found, column in seen.items()}
         for number, painting in zip(numbers, paintings, strict=True):
             picture = Image.fromarray(painting.pixels.permute(1, 2, 0).numpy())
             save_png(picture, Path(self.job.out) / PICTURES / f"{picture_name(number)}.png")
@@ -197,9 +236,10 @@ class _Worker:
         ]
         write_whole(_rows(self.job.out, chunk), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def _painted(self, numbers: Sequence[int]) -> list[Painting]:
+    def _painted(self, numbers: Sequence[int], variation: int = 0) -> list[Painting]:
         cases = [self.list.cases[number] for number in numbers]
         requests = [request_of(case, self.pictures.picture(case), self.adapter.num_levels) for case in cases]
+        requests = [replace(request, seed=request.seed + variation * VARIATION) for request in requests]
         results = self.adapter.paint(requests, numbers)
         return [
             Painting(
@@ -218,8 +258,8 @@ def _claim(place: Path, about: Spec) -> None:
         write_whole(place, (json.dumps(about, indent=1) + "\n").encode())
     found = json.loads(place.read_text())
     if found != about:
-        raise ValueError(f"{place.parent} holds another evaluation, which differs in {difference(found, about)}: choose "
-                         "another folder, or remove it")
+        raise ValueError(f"{place.parent} holds another evaluation, which differs in {difference(found, about)}: "
+                         "choose another folder, or remove it")
 
 
 def _rows(out: str, chunk: int) -> Path:

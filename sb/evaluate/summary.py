@@ -5,7 +5,7 @@ Legend: N requests, D width of a feature network.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,17 @@ from sb.evaluate.quantity import Quantity, mean_of
 SIZES = {"small": 32**2 / (640 * 480), "medium": 96**2 / (640 * 480), "large": math.inf}
 FOLDS = 10
 DEVIATIONS = 1.96  # standard errors each side: 95 % of a normal distribution
-LOWER = ("fid", "local_fid", "background_lpips", "seam", "colour_shift")  # the less the better
+FOLDED_WIDTH = 512  # features, up to which groups' distances have intervals: a wider network's take minutes
+LOWER = ("fid", "local_fid", "background_lpips", "seam", "colour_shift")  # the less the better, also as prefixes
 EITHER = ("diversity",)  # neither more nor less is better
-Pooled = Callable[[Tensor], Mapping[str, float]]  # numbers of requests (n,) -> metrics of them all together
-Table = dict[str, dict[str, dict[str, Any]]]  # group -> metric -> value, low, high, n
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Metrics of many requests together: ``of`` their numbers (n,). width: of the rows that it looks at."""
+
+    of: Callable[[Tensor], Mapping[str, float]]
+    width: int
 
 
 def size_of(case: Case) -> str:
@@ -56,47 +63,46 @@ def summarise(
 ) -> dict[str, Any]:
     """``overall`` by metric, and ``level``, ``size`` and ``class`` by group and metric, each value with its interval.
 
-    values: (N,) by metric. pooled: metrics of many requests together, which are left out of the classes.
+    values: (N,) by metric. pooled: left out of the classes, which are small.
     """
     groups = groups_of(cases)
     everything = torch.arange(len(cases))
 
-    def row(numbers: Tensor, together: bool) -> dict[str, dict[str, Any]]:
+    def row(numbers: Tensor, way: str) -> dict[str, dict[str, Any]]:
         found = {name: mean_of(column[numbers]) for name, column in values.items()}
-        for metric in pooled if together else ():
-            found |= folded(metric, numbers)
+        for metric in pooled if way != "class" else ():
+            found |= folded(metric, numbers, FOLDS if not way or metric.width <= FOLDED_WIDTH else 0)
         return {name: _plain(quantity) for name, quantity in found.items()}
 
     return {
-        "overall": row(everything, True),
+        "overall": row(everything, ""),
         **{
-            way: {name: row(numbers, way != "class") for name, numbers in found.items()}
-            for way, found in groups.items()
+            way: {name: row(numbers, way) for name, numbers in found.items()} for way, found in groups.items()
         },
     }
 
 
-def folded(metric: Pooled, numbers: Tensor) -> dict[str, Quantity]:
-    """Pooled metrics with normal intervals of a jackknife: each tenth of the requests is left out once.
+def folded(metric: Pooled, numbers: Tensor, folds: int = FOLDS) -> dict[str, Quantity]:
+    """Pooled metrics with normal intervals of a jackknife, for which each of the folds is left out once; none for 0.
 
     A bootstrap would repeat requests, which a Frechet distance takes for a narrower distribution.
     """
-    whole = metric(numbers)
-    folds = min(FOLDS, len(numbers))
+    whole = metric.of(numbers)
+    folds = min(folds, len(numbers))
     shuffled = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
-    left = [metric(torch.cat([*parts[:n], *parts[n + 1:]]).sort().values)
-            for parts in [shuffled.tensor_split(folds)] for n in range(folds) if folds > 1]
+    parts = shuffled.tensor_split(folds) if folds > 1 else ()
+    left = [metric.of(torch.cat([*parts[:n], *parts[n + 1:]]).sort().values) for n in range(len(parts))]
     found = {}
     for name, value in whole.items():
         each = torch.tensor([other[name] for other in left], dtype=torch.float64)
-        error = math.sqrt((folds - 1) * float(each.var(correction=0))) if left else math.nan
-        found[name] = Quantity(value, value - DEVIATIONS * error, value + DEVIATIONS * error, len(numbers))
+        margin = DEVIATIONS * math.sqrt((folds - 1) * float(each.var(correction=0))) if left else math.nan
+        found[name] = Quantity(value, value - margin, value + margin, len(numbers))
     return found
 
 
 def better(metric: str) -> str:
     """``higher``, ``lower``, or "" where neither is better."""
-    return "" if metric in EITHER else "lower" if metric in LOWER else "higher"
+    return "" if metric.startswith(EITHER) else "lower" if metric.startswith(LOWER) else "higher"
 
 
 def ranked(values: Mapping[str, Tensor]) -> list[int]:
@@ -117,8 +123,7 @@ def ranked(values: Mapping[str, Tensor]) -> list[int]:
 
 def _plain(quantity: Quantity) -> dict[str, Any]:
     """As strict JSON holds it, in six digits."""
-    shown = {name: value if isinstance(value, int) else _digits(value) for name, value in asdict(quantity).items()}
-    return shown
+    return {name: value if isinstance(value, int) else _digits(value) for name, value in asdict(quantity).items()}
 
 
 def _digits(value: float) -> float | None:
