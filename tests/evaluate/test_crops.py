@@ -6,12 +6,6 @@ import torch
 from sb.evaluate.crops import box_of, crop_box, resize
 
 
-def marked(height, width, left, top, wide, high):
-    mask = torch.zeros(1, height, width, dtype=torch.uint8)
-    mask[:, top: top + high, left: left + wide] = 1
-    return mask
-
-
 @pytest.fixture
 def coordinates():
     """A picture whose red is x and whose green is y."""
@@ -20,11 +14,13 @@ def coordinates():
 
 
 def test_the_box_is_the_masks():
-    assert box_of(marked(60, 80, 10, 20, 7, 9)) == (10, 20, 7, 9)
+    mask = torch.zeros(1, 60, 80, dtype=torch.uint8)
+    mask[:, 20:29, 10:17] = 1
+    assert box_of(mask) == (10, 20, 7, 9)
 
 
 def test_without_context_and_resizing_a_crop_is_the_boxs_pixels(coordinates):
-    crop = crop_box(coordinates, marked(60, 80, 10, 20, 16, 16), 16, context=1.0)
+    crop = crop_box(coordinates, (10, 20, 16, 16), 16, context=1.0)
     assert torch.equal(crop, coordinates[:, 20:36, 10:26])
 
 
@@ -37,12 +33,12 @@ def test_without_context_and_resizing_a_crop_is_the_boxs_pixels(coordinates):
 ])
 def test_squares_stay_in_the_picture(coordinates, box, context, expected):
     left, top, side = expected
-    crop = crop_box(coordinates, marked(60, 80, *box), side, context)
+    crop = crop_box(coordinates, box, side, context)
     assert torch.equal(crop, coordinates[:, top: top + side, left: left + side])
 
 
 def test_where_a_box_is_longer_than_the_picture_is_high_the_edge_is_repeated(coordinates):
-    crop = crop_box(coordinates, marked(60, 80, 0, 10, 80, 40), 80)
+    crop = crop_box(coordinates, (0, 10, 80, 40), 80)
     assert torch.equal(crop[:, 10:70], coordinates)
     assert torch.equal(crop[:, 0], coordinates[:, 0]) and torch.equal(crop[:, 79], coordinates[:, 59])
 
