@@ -29,7 +29,7 @@ def test_a_list_of_shards(shapes_shards, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path}/a.jsonl: 5 cases, digest {made.digest[:12]}\n"
     assert (made.header["protocol"], made.header["size_px"], made.header["seed"]) == ("box", 64, 1)
     assert make_list(*asked, "--out", tmp_path / "b.jsonl") == 0
-    before = (tmp_path / "a.jsonl").read_bytes()
+    before, _ = (tmp_path / "a.jsonl").read_bytes(), capsys.readouterr()
     assert (tmp_path / "b.jsonl").read_bytes() == before
     assert make_list(*asked, "--out", tmp_path / "a.jsonl", "--count", 3) == 2
     assert "error: " in (said := capsys.readouterr().err) and "is there already" in said and said.count("\n") == 1

@@ -114,10 +114,10 @@ class HullCases:
     def __init__(self, level: float):
         self.level = level
         self.rules = (
-            "After the test set of HD-Painter (arXiv 2312.14091): 10,000 random objects of COCO val2017, each under the "
-            "convex hull of its mask, asked for by its category's name, the picture's longer side resized to 512 px "
-            "(here: size_px; the shorter side is rounded down). The draw is our own, so results are not comparable "
-            "case by case. Objects: every instance, crowds left out, of any size. "
+            "After the test set of HD-Painter (arXiv 2312.14091): 10,000 random objects of COCO val2017, each under "
+            "the convex hull of its mask, asked for by its category's name, the picture's longer side resized to "
+            "512 px (here: size_px; the shorter side is rounded down). The draw is our own, so results are not "
+            "comparable case by case. Objects: every instance, crowds left out, of any size. "
             f"{_DRAW.format(weight=' * the number of such objects in its picture')} So pictures are drawn evenly, "
             f"whatever they hold. Crop: none, the whole picture. {_RESIZING} Mask: the pixels whose centre lies in the "
             f"convex hull of the centres of the resized outline's pixels. Declared level: {level:g}. {_NOISE}"
