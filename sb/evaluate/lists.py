@@ -124,16 +124,18 @@ def _check_unique(where: str, cases: Sequence[Case]) -> None:
 def _case(where: str, line: str) -> Case:
     kinds: dict[str, Any] = {
         "image": str, "instance": str, "label": str, "text": str, "level": (int, float), "num_levels": int,
-        "seed": int, "crop": list, "size": list, "mask": dict, "outline": (dict, type(None)), "stored": (list, type(None)),
+        "seed": int, "crop": list, "size": list, "mask": dict, "outline": (dict, type(None)),
     }
-    body = _object(where, line, kinds)
+    body = {"stored": None, **_object(where, line, kinds)}
     check_keys(where, body, [field.name for field in fields(Case)])
     for key, length in (("crop", 4), ("size", 2), ("stored", 2)):
-        if body[key] is None:
+        told = body[key]
+        if key == "stored" and told is None:
             continue
-        if len(body[key]) != length or not all(isinstance(n, int) for n in body[key]) or min(body[key][-2:]) < 1:
-            raise ValueError(f"{where}: {key} must be {length} whole numbers, its sides at least 1, not {body[key]}")
-        body[key] = tuple(body[key])
+        whole = isinstance(told, list) and len(told) == length and all(type(number) is int for number in told)
+        if not whole or min(told) < 0 or min(told[-2:]) < 1:
+            raise ValueError(f"{where}: {key} must be {length} whole numbers, its sides at least 1, not {told}")
+        body[key] = tuple(told)
     if not 0 <= body["level"] <= body["num_levels"]:
         raise ValueError(f"{where}: level {body['level']} is outside [0, {body['num_levels']}]")
     for key in ("mask", "outline"):

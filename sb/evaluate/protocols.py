@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sb.config import CONFIGS, load, plain
 from sb.data.coco import CocoAnnotations, encode_mask
@@ -77,10 +78,10 @@ class SquareCases:
         self.levels, self.text, self.min_area, self.max_area = levels, text, min_area, max_area
         told = "its label" if text == "label" else "one of its own captions (objects without one are left out)"
         self.rules = (
-            f"Objects: every instance, crowds left out, whose box fits into the largest square of its picture and that "
-            f"covers {min_area:g} to {max_area:g} of that square's area. {_DRAW.format(weight='')} Crop: that square, "
-            f"as nearly centred on the object's box as the picture allows. {_RESIZING} Masks: {masks}, on the resized "
-            f"outline. Text: {told}. {_NOISE}"
+            "Objects: every instance, crowds left out, whose box fits into the largest square of its picture and that "
+            f"covers {min_area:g} to {max_area:g} of that square's area. " + _DRAW.format(weight="") +
+            " Crop: that square, as nearly centred on the object's box as the picture allows. "
+            f"{_RESIZING} Masks: {masks}, on the resized outline. Text: {told}. {_NOISE}"
         )
 
     def cases(self, records: Iterable[Record], count: int, seed: int, size_px: int, ladder: Ladder) -> list[Case]:
@@ -106,17 +107,17 @@ class SquareCases:
 
 
 class HullCases:
-    """Whole pictures with one object each under its convex hull, named by its category (HD-Painter, arXiv 2312.14091)."""
+    """Objects of whole pictures under their convex hulls, named by their category (HD-Painter, arXiv 2312.14091)."""
 
     draws_objects, size_px = True, 512
 
     def __init__(self, level: float):
         self.level = level
         self.rules = (
-            "After the test set of HD-Painter (arXiv 2312.14091): 10,000 times an object of a random picture of COCO "
-            "val2017, under the convex hull of its mask, asked for by its category's name, the picture's longer side "
-            "resized to 512 px (here: size_px; the shorter side is rounded down). The draw is our own, so results are "
-            "not comparable case by case. Objects: every instance, crowds left out, of any size. "
+            "After the test set of HD-Painter (arXiv 2312.14091): 10,000 random objects of COCO val2017, each under "
+            "the convex hull of its mask, asked for by its category's name, the picture's longer side resized to "
+            "512 px (here: size_px; the shorter side is rounded down). The draw is our own, so results are not "
+            "comparable case by case. Objects: every instance, crowds left out, of any size. "
             f"{_DRAW.format(weight=' * the number of such objects in its picture')} So pictures are drawn evenly, "
             f"whatever they hold. Crop: none, the whole picture. {_RESIZING} Mask: the pixels whose centre lies in the "
             f"convex hull of the centres of the resized outline's pixels. Declared level: {level:g}. {_NOISE}"
@@ -257,7 +258,7 @@ def _draw(
 
     def ranked() -> Iterator[tuple[float, str, str, Drawn]]:
         nonlocal num
-        for record in records:
+        for record in tqdm(records, desc="draw", unit=" images", mininterval=1):
             things = usable(record)
             num += len(things)
             for thing in things:
