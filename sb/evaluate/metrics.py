@@ -218,6 +218,7 @@ class Diversity:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    over_seeds: ClassVar[bool] = True  # it is shown every variation of a request, others the first
 
     def __init__(self, lpips: Distance | None = None):
         self.lpips = lpips
