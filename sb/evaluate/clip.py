@@ -18,26 +18,25 @@ from torchvision.transforms.functional import to_pil_image
 class ClipTower(nn.Module):
     """Both halves of an OpenCLIP model with its own resizing, normalising and tokenising.
 
-    model: an architecture's name (``ViT-B-32``), or a folder with ``open_clip_config.json``, which also says how
-    pictures are normalised. weights: the model's file. ValueError for an unknown architecture and for weights that do
-    not fit.
+    model: an architecture's name (``ViT-B-32``) with ``weights``, its file; or a folder as OpenCLIP saves it, with
+    ``open_clip_config.json`` and the weights. ValueError for an unknown one and for weights that do not fit.
     """
 
-    def __init__(self, model: str, weights: str):
+    def __init__(self, model: str, weights: str | None = None):
         super().__init__()
-        if not Path(weights).is_file():
+        folder = Path(model).is_dir()
+        if folder == (weights is not None):
+            what = "is a folder and brings" if folder else "is a name and needs"
+            raise ValueError(f"clip: '{model}' {what} its weights")
+        if weights and not Path(weights).is_file():
             raise ValueError(f"clip: no weights at {weights}")
-        name = f"local-dir:{model}" if Path(model).is_dir() else model
+        name = f"local-dir:{model}" if folder else model
         try:
-            self.model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+            self.model = open_clip.create_model(name, weights, require_pretrained=True, pretrained_text=False)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"clip: open_clip does not make '{model}': {str(error).splitlines()[0][:200]}") from None
-        try:
-            open_clip.load_checkpoint(self.model, weights, weights_only=True)
         except Exception as error:  # a broken or foreign file fails in any way there is
             why = (str(error).splitlines() or ["cut off"])[0][:200]
-            raise ValueError(f"clip: {weights} does not load into {model}: {why}") from None
+            raise ValueError(f"clip: {weights or 'its own weights'} and {model} do not make a model: {why}") from None
         self._preprocess = PreprocessCfg(**self.model.visual.preprocess_cfg)
         self._transform = image_transform_v2(self._preprocess, is_train=False)
 

@@ -155,7 +155,7 @@ def torchvision_features(model: str, weights: str, size_px: int = 224, device: s
 
 
 @register("feature network", "clip")
-def clip(model: str, weights: str, device: str = "cpu") -> FeatureNetwork:
+def clip(model: str, weights: str | None = None, device: str = "cpu") -> FeatureNetwork:
     """The image embedding of an OpenCLIP model; its ``module`` embeds texts too. model, weights: as ``ClipTower``."""
     from sb.evaluate.clip import ClipTower
 

@@ -4,17 +4,18 @@ Legend: P pairs, h w pixels.
 """
 
 import re
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sb.diversity import Distance
-from sb.models.weights import load_state, read_state
+from sb.models.weights import load_state, no_init, read_state
 
 MIN_PX = 64  # what the deepest of the backbones still gives features for
 
 
-def lpips_distance(weights: str, net: str = "alex", device: str = "cpu") -> Distance:
+def lpips_distance(weights: str, net: Literal["alex", "vgg", "squeeze"] = "alex", device: str = "cpu") -> Distance:
     """Two stacks (P, 3, h, w) in [-1, 1] to their distances (P,); smaller pictures are first enlarged to 64 px.
 
     weights: torchvision's file of the backbone: alexnet for ``alex``, vgg16 for ``vgg``, squeezenet1_1 for
@@ -22,10 +23,9 @@ def lpips_distance(weights: str, net: str = "alex", device: str = "cpu") -> Dist
     """
     from torchmetrics.functional.image.lpips import _LPIPS  # its public door downloads the backbone
 
-    if net not in ("alex", "vgg", "squeeze"):
-        raise ValueError(f"lpips: no backbone '{net}'; there are: alex, vgg, squeeze")
     state = read_state(weights)
-    network = _LPIPS(net=net, pnet_rand=True)
+    with no_init():
+        network = _LPIPS(net=net, pnet_rand=True)
     inside = {name: re.sub(r"^(slices\.)?\w+\.", "features.", name, count=1) for name in network.net.state_dict()}
     missing = [name for name in inside.values() if name not in state]
     if missing:
