@@ -93,6 +93,7 @@ def on_list(args: argparse.Namespace) -> int:
     from sb.evaluate.runner import Job
 
     import_plugins(args.plugins)
+    part = evaluation.part_of(args.part)
     networks = {role: evaluation.spec_of(text) for role in NETWORKS if (text := getattr(args, role))}
     job = Job(
         args.out, tuple(args.data), {"name": args.adapter, "system": args.system, "options": key_values(args.set)},
@@ -102,7 +103,7 @@ def on_list(args: argparse.Namespace) -> int:
     protocol = evaluation.spec_of(args.protocol) if args.protocol else None
     evaluation.place_list(args.out, args.list, protocol=protocol, count=args.count, data=args.data, seed=args.seed,
                           size_px=args.size)
-    report = evaluation.evaluate_list(job, args.processes, evaluation.part_of(args.part))
+    report = evaluation.evaluate_list(job, args.processes, part)
     print("done; other parts are not" if report is None else f"{evaluation.table(report)}\nopen {args.out}/report.html")
     return 0
 

@@ -142,10 +142,11 @@ def write_report(job: Job) -> dict[str, Any]:
 
 def table(report: Mapping[str, Any]) -> str:
     """Lines for a terminal."""
-    lines = [f"{'metric':24}{'value':>10}{'95 % interval':>24}{'n':>8}"]
+    width = max(map(len, report["overall"])) + 2
+    lines = [f"{'metric':{width}}{'value':>10}{'95 % interval':>24}{'n':>8}"]
     for name, cell in report["overall"].items():
         value, low, high = (number(cell[key]).replace("&ndash;", "-") for key in ("value", "low", "high"))
-        lines.append(f"{name:24}{value:>10}{f'{low} .. {high}':>24}{cell['n']:8}")
+        lines.append(f"{name:{width}}{value:>10}{f'{low} .. {high}':>24}{cell['n']:8}")
     return "\n".join(lines)
 
 
@@ -164,9 +165,9 @@ def _keep_reference(folder: Path, metrics: Mapping[str, Any], found: Measured) -
 
 
 def _about(name: str, metrics: Mapping[str, Any]) -> str:
-    """The first sentence that a metric's code says of it."""
+    """What a metric's code says first of it."""
     own = next((m for known, m in metrics.items() if name.startswith(known)), None)
-    return "" if own is None else " ".join((inspect.getdoc(own) or "").partition("\n\n")[0].split())
+    return "" if own is None else " ".join((inspect.getdoc(own) or "").partition("\n\n")[0].replace("``", "").split())
 
 
 def _shown(

@@ -17,7 +17,7 @@ from PIL import Image
 from sb.config import whole
 from sb.evaluate.summary import share_of
 
-CASES, SIDE_PX, CLASSES, TEXT = 8, 160, 50, 160
+CASES, SIDE_PX, CLASSES, OPEN, TEXT = 8, 160, 50, 12, 160
 KINDS = {"best": "Best", "worst": "Worst", "random": "Random"}
 WAYS = {"level": "level", "size": "object's size", "class": "class"}
 ARROWS = {"higher": ("&uarr;", "higher is better"), "lower": ("&darr;", "lower is better"), "": ("", "neither")}
@@ -44,6 +44,14 @@ svg { display: block; height: auto; width: 100%; } svg text { fill: var(--soft);
 .pictures img { display: block; image-rendering: pixelated; width: 100%; }
 .said { font-weight: 600; overflow-wrap: anywhere; } .facts { color: var(--soft); font-size: .85rem; }
 summary { cursor: pointer; }
+@media (max-width: 40rem) {
+  dl { display: block; } dd { margin-bottom: .5rem; }
+  .overall, .overall tbody { display: block; } .overall tr:first-child { display: none; }
+  .overall tr { border-bottom: 1px solid var(--line); display: grid; grid-template-columns: 1fr auto auto; }
+  .overall td { border: 0; padding: .15rem 0 .15rem .8rem; } .overall td:first-child { padding-left: 0; }
+  .overall td:nth-child(4) { grid-column: 1; text-align: left; padding-left: 0; }
+  .overall td:nth-child(4)::before { content: "n "; } .overall td.about { grid-column: 1 / -1; padding-left: 0; }
+}
 """
 
 
@@ -111,12 +119,15 @@ def _page(report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> It
     title = escape(f"Evaluation of {system.get('system', system['name'])}")
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>\n'
-    yield f"<h1>{title}</h1><p>{report['num_requests']} requests, protocol {escape(report['list']['protocol'])}. "
-    yield "Intervals hold 95 % over the requests.</p>\n<dl>"
-    told = {"System": system, "List": report["list"], **{f"Network: {k}": v for k, v in report["networks"].items()}}
-    for name, facts in told.items():
-        yield f"<dt>{escape(name)}</dt><dd>{escape(_said(facts))}</dd>"
-    yield "</dl>\n<h2>Overall</h2>\n"
+    looked = [f"{role}: {facts['name']}" for role, facts in report["networks"].items()]
+    facts = [f"{report['num_requests']} requests", f"protocol {report['list']['protocol']}", *looked]
+    yield f"<h1>{title}</h1><p>{escape(', '.join(facts))}. Intervals hold 95 % over the requests.</p>\n"
+    about = {key: value for key, value in report["list"].items() if key not in ("schema", "count", "rules")}
+    told = {"System": system, "List": about, **report["networks"], "Rules of the list": report["list"]["rules"]}
+    yield "<details><summary>System, list and networks</summary><dl>"
+    for name, settings in told.items():
+        yield f"<dt>{escape(name)}</dt><dd>{escape(_said(settings))}</dd>"
+    yield "</dl></details>\n<h2>Overall</h2>\n"
     yield from _overall(report)
     yield from _curves(report)
     for way, words in WAYS.items():
@@ -127,13 +138,13 @@ def _page(report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> It
 
 
 def _overall(report: Mapping[str, Any]) -> Iterator[str]:
-    yield '<div class="wide"><table><tr><th>metric<th>value<th>95 % interval<th>n<th><th></tr>\n'
+    yield '<table class="overall"><tr><th>metric<th>value<th>95 % interval<th>n<th><th></tr>\n'
     for name, cell in report["overall"].items():
         about = report["metrics"].get(name, {"better": "", "about": ""})
         arrow, words = ARROWS[about["better"]]
         yield f"<tr><td>{escape(name)}<td>{number(cell['value'])}<td>{_interval(cell)}<td>{cell['n']}"
         yield f'<td><span title="{words}">{arrow}</span><td class="about soft">{escape(about["about"])}</tr>\n'
-    yield "</table></div>\n"
+    yield "</table>\n"
 
 
 def _curves(report: Mapping[str, Any]) -> Iterator[str]:
@@ -158,7 +169,8 @@ def _table(report: Mapping[str, Any], way: str, words: str) -> Iterator[str]:
         names = sorted(names, key=lambda name: -counts[name])[:CLASSES]
     columns = list(dict.fromkeys(metric for name in names for metric in groups[name]))
     more = f", the {CLASSES} most frequent of {len(groups)}; all are in report.json" if len(names) < len(groups) else ""
-    yield f"<h2>By {words}</h2><details{'' if len(groups) > 12 else ' open'}><summary>{len(names)} rows{more}</summary>"
+    yield f"<h2>By {words}</h2>"
+    yield f"<details><summary>{len(names)} rows{more}</summary>" if len(groups) > OPEN else ""
     yield f'<div class="wide"><table><tr><th>{words}<th>n{"".join(f"<th>{escape(c)}" for c in columns)}</tr>\n'
     for name in names:
         yield f"<tr><td>{escape(name[:TEXT])}<td>{counts[name]}"
@@ -166,7 +178,7 @@ def _table(report: Mapping[str, Any], way: str, words: str) -> Iterator[str]:
             cell = groups[name].get(column)
             yield "<td>" if cell is None else f"<td>{number(cell['value'])}<small>{_interval(cell)}</small>"
         yield "</tr>\n"
-    yield "</table></div></details>\n"
+    yield f"</table></div>{'</details>' if len(groups) > OPEN else ''}\n"
 
 
 def _cases(heading: str, cases: Sequence[Shown]) -> Iterator[str]:

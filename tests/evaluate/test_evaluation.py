@@ -159,7 +159,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, monkeypatch, capsys, asked, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     given = asked if "--adapter" in asked or "--set" in asked else [*asked, "--adapter", "pictures"]
-    code, _, errors = tool(monkeypatch, capsys, "pictures", "--out", "out", "--count", "1", "--size", "32", *given)
+    code, _, errors = tool(monkeypatch, capsys, "pictures", "--out", "out", "--count", "2", "--size", "32", *given)
     assert code == 2 and len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "out" / "report.json").exists()
 
