@@ -47,8 +47,9 @@ summary { cursor: pointer; }
 @media (max-width: 40rem) {
   dl { display: block; } dd { margin-bottom: .5rem; }
   .overall, .overall tbody { display: block; } .overall tr:first-child { display: none; }
-  .overall tr { border-bottom: 1px solid var(--line); display: grid; grid-template-columns: 1fr auto auto; }
-  .overall td { border: 0; padding: .15rem 0 .15rem .8rem; } .overall td:first-child { padding-left: 0; }
+  .overall tr { border-bottom: 1px solid var(--line); display: grid; grid-template-columns: minmax(0, 1fr) auto auto; }
+  .overall td { border: 0; padding: .15rem 0 .15rem .8rem; }
+  .overall td:first-child { overflow-wrap: anywhere; padding-left: 0; white-space: normal; }
   .overall td:nth-child(4) { grid-column: 1; text-align: left; padding-left: 0; }
   .overall td:nth-child(4)::before { content: "n "; } .overall td.about { grid-column: 1 / -1; padding-left: 0; }
 }
@@ -176,7 +177,8 @@ def _table(report: Mapping[str, Any], way: str, words: str) -> Iterator[str]:
         yield f"<tr><td>{escape(name[:TEXT])}<td>{counts[name]}"
         for column in columns:
             cell = groups[name].get(column)
-            yield "<td>" if cell is None else f"<td>{number(cell['value'])}<small>{_interval(cell)}</small>"
+            less = "" if cell is None or cell["n"] == counts[name] else f" n {cell['n']}"
+            yield "<td>" if cell is None else f"<td>{number(cell['value'])}<small>{_interval(cell)}{less}</small>"
         yield "</tr>\n"
     yield f"</table></div>{'</details>' if len(groups) > OPEN else ''}\n"
 
