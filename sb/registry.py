@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sb.config import check_keys, nearest
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes"),
+    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes", "sb.data.composites"),
     "task": ("sb.data.tasks",),
     "degradation": ("sb.masks",),
     "conditioning": ("sb.conditioning",),
@@ -30,6 +30,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sampler": ("sb.samplers",),
     "colour_match": ("sb.colour",),
     "strategy": ("sb.strategies",),
+    "protocol": ("sb.evaluate.protocols",),
     "callback": (
         "sb.callbacks.ema",
         "sb.callbacks.mask_log",
