@@ -52,8 +52,8 @@ def compare(a_dirs: Folders, b_dirs: Folders, metrics: Sequence[str] = ()) -> li
         runs = runs[:, ~runs.isnan().any(0)]
         a, b = list(runs[: len(first)]), list(runs[len(first):])
         gap = nested_difference(a, b, scale=_scale(metric))
-        means = [nested_mean(side, resamples=2, scale=_scale(metric)).value for side in (a, b)]
-        rows.append(Difference(metric, *means, gap.value, gap.low, gap.high, gap.n, (len(a), len(b))))
+        of_a, of_b = (nested_mean(side, resamples=2, scale=_scale(metric)).value for side in (a, b))
+        rows.append(Difference(metric, of_a, of_b, gap.value, gap.low, gap.high, gap.n, (len(a), len(b))))
     return rows
 
 
