@@ -11,14 +11,15 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from sb.evaluate.lists import Case, CaseList, read_list
 from sb.evaluate.photos import open_pictures
+from sb.masks import dilate
 from sb.pictures import image_tensor, save_png
 
 SCHEMA = 1
@@ -27,7 +28,7 @@ PAGE = Path(__file__).parent / "study_page"
 QUESTION = "Which picture shows what the text asks for, and looks more real?"
 SHOWN_PX = 512  # a smaller input is enlarged to about this, so that its outline hides little of it
 LINES = 200  # of these beside each other would fill the longer side
-Pair = dict[str, str | None]  # what the page shows: left, right, input (files) and text
+Pair = dict[str, Any]  # what the page shows: left, right, input (files) and text
 
 
 def make_study(
@@ -52,22 +53,21 @@ def make_study(
     names = draw.sample(names, pairs)
     a_left = [number % 2 == 0 for number in range(pairs)]
     draw.shuffle(a_left)
-    asked = [_case(cases, name) for name in names] if cases else []
+    asked = [_case(cases, name) for name in names] if cases else [None] * pairs
     inputs = open_pictures(cases, data) if cases else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
         folder = Path(shutil.copytree(PAGE, Path(aside) / out.name))
         shown: list[Pair] = []
-        for number, (name, first) in enumerate(zip(names, a_left, strict=True)):
-            files = {part: f"pictures/{number:03d}-{part}.png" for part in ("left", "right", "input")}
-            pair: Pair = {"left": files["left"], "right": files["right"], "input": None, "text": None}
-            sides = (of_a, of_b) if first else (of_b, of_a)
-            for part, side in zip(("left", "right"), sides, strict=True):
-                save_png(_picture(image_tensor(side[name])), folder / files[part])  # the pixels alone: no name, no date
-            if inputs is not None:
-                case = asked[number]
-                save_png(outlined(inputs.picture(case), case.mask_pixels()), folder / files["input"])
-                pair |= {"input": files["input"], "text": case.text}
+        for number, (name, first, case) in enumerate(zip(names, a_left, asked, strict=True)):
+            left, right = (of_a[name], of_b[name]) if first else (of_b[name], of_a[name])
+            pair: Pair = {"text": case.text if case else None, "input": None}
+            for side, path in (("left", left), ("right", right)):
+                pair[side] = f"pictures/{number:03d}-{side}.png"
+                save_png(_picture(image_tensor(path)), folder / pair[side])  # the pixels alone: no name, no date
+            if inputs and case:
+                pair["input"] = f"pictures/{number:03d}-input.png"
+                save_png(outlined(inputs.picture(case), case.mask_pixels()), folder / pair["input"])
             shown.append(pair)
         study = _digest(folder, question, shown)
         page = json.dumps({"study": study, "question": question, "pairs": shown})
@@ -86,8 +86,8 @@ def outlined(image: Tensor, mask: Tensor) -> Image.Image:
     factor = max(1, round(SHOWN_PX / max(image.shape[1:])))
     large, inside = (whole.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for whole in (image, mask))
     width = max(1, round(max(large.shape[1:]) / LINES))  # px
-    black = F.max_pool2d(inside.float(), 2 * width + 1, 1, width)
-    white = F.max_pool2d(black, 2 * width + 1, 1, width)
+    black = dilate(inside.float(), width)
+    white = dilate(black, width)
     large = torch.where(white > inside, torch.where(black > inside, 0, 255), large)
     return _picture(large.to(torch.uint8))
 

@@ -50,12 +50,12 @@ def test_what_is_shown_is_what_was_painted_and_the_key_tells_whose(sides: tuple[
 
 
 def test_nothing_that_the_page_holds_tells_a_side(sides: tuple[Path, Path], tmp_path: Path) -> None:
-    make_study(*sides, tmp_path / "one", pairs=8)
-    make_study(*sides, tmp_path / "same", pairs=8)
-    make_study(*sides, tmp_path / "other", pairs=8, seed=1)
-    make_study(*sides, tmp_path / "asked", pairs=8, question="Which is rounder?")
+    make_study(*sides, tmp_path / "one", pairs=4)
+    make_study(*sides, tmp_path / "same", pairs=4)
+    make_study(*sides, tmp_path / "other", pairs=4, seed=1)
+    make_study(*sides, tmp_path / "asked", pairs=4, question="Which is rounder?")
     files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
-    assert len(files) == 3 * 8 + 5 and {str(path) for path in files} >= {"index.html", "study.js", "study.css"}
+    assert len(files) == 3 * 4 + 5 and {str(path) for path in files} >= {"index.html", "study.js", "study.css"}
     for path in (tmp_path / "one").rglob("*.*"):
         held = path.name == "key.json"
         assert (b"/good" in path.read_bytes()) == held and (b"/bad" in path.read_bytes()) == held
