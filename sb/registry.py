@@ -43,6 +43,9 @@ HOMES: dict[str, tuple[str, ...]] = {
         "sb.callbacks.watch",
         "sb.evaluate.shapes_callback",
     ),
+    "metric": ("sb.evaluate.metrics", "sb.evaluate.frechet_metrics"),
+    "feature network": ("sb.evaluate.features",),
+    "reader": ("sb.evaluate.readers",),
 }
 _TABLE: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in HOMES}
 Entry = TypeVar("Entry", bound=Callable[..., Any])

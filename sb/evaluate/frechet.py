@@ -56,9 +56,16 @@ class Statistics:
                 mean, cov = file.get_tensor("mean"), file.get_tensor("cov")
             if cov.shape != (len(mean), len(mean)):
                 raise ValueError(f"mean {tuple(mean.shape)} and cov {tuple(cov.shape)}")
-            return cls(mean.double(), cov.double(), int(header["count"]), json.loads(header["network"]))
+            return cls(mean, cov, int(header["count"]), json.loads(header["network"]))
         except Exception as error:  # a foreign file fails in any way there is
             raise ValueError(f"{path} does not hold reference statistics: {str(error).splitlines()[0]}") from None
+
+    def check_network(self, network: Mapping[str, Any]) -> None:
+        """Raise ValueError, with what differs, where another network made these features."""
+        if self.network != network:
+            raise ValueError(
+                f"features of two networks cannot be compared: {difference(dict(self.network), dict(network))}"
+            )
 
     def distance(self, other: "Statistics") -> float:
         """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Frechet, 1957; Heusel et al., 2017), 0 for the same set.
@@ -67,10 +74,7 @@ class Statistics:
         unsymmetric matrix, and no error of sqrt(eps) from the null space of a set of fewer than D pictures.
         ValueError where other networks made the features.
         """
-        if self.network != other.network:
-            raise ValueError(
-                f"features of two networks cannot be compared: {difference(dict(other.network), dict(self.network))}"
-            )
+        other.check_network(self.network)
         cross = torch.linalg.svdvals(_factor(self.cov).T @ _factor(other.cov)).sum()
         gap = (self.mean - other.mean).square().sum()
         return max(0.0, float(gap + self.cov.trace() + other.cov.trace() - 2 * cross))
