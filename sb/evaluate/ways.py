@@ -25,8 +25,8 @@ from sb.data.shapes import draw_scene, scene_seed
 from sb.data.shards import ShardStore
 from sb.data.tasks import ObjectTask, TaskContext
 from sb.denoising import PaintOptions
-from sb.evaluate.compare import DEVIATIONS
 from sb.evaluate.oracle import Oracle, boxes_of
+from sb.evaluate.quantity import DEVIATIONS
 from sb.evaluate.requests import Paint, ShapesCase, masks_at, paint_cases
 from sb.evaluate.seams import colour_shift, seams
 from sb.evaluate.shapes import painted_of
