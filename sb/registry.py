@@ -29,6 +29,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "system": ("sb.models.smartbrush", "sb.models.distilled", "sb.models.vae_system"),
     "sampler": ("sb.samplers",),
     "colour_match": ("sb.colour",),
+    "fill": ("sb.fill",),
     "strategy": ("sb.strategies",),
     "adapter": ("sb.evaluate.adapters",),
     "metric": ("sb.evaluate.metrics", "sb.evaluate.frechet_metrics"),

@@ -3,7 +3,7 @@
 The cut-outs lie in a folder with ``cutouts.json``, a list with one entry for each::
 
     {"file": "fruits/train/apple_1.png",   an RGBA picture below the folder; its alpha is the object
-     "category": "apple golden", "coarse": "apple", "split": "train", "licence": "CC BY-SA 4.0",
+     "category": "apple", "coarse": "apple golden", "split": "train", "licence": "CC BY-SA 4.0",
      "source": "coco image 9 ann 1038"}    where it is from; ``DATASET image ID`` names the photo that it was cut from
 
 The photos are shards (of sb.data.coco or any other source): a photo is ``DATASET image ID`` by its record's origin.
@@ -147,8 +147,8 @@ def read_cutouts(root: Path, split: str, classes: Sequence[str] | None = None) -
     """A folder's cut-outs of one split by label, labels sorted; ValueError for a list that is not as above, or where a
     class has none.
 
-    The label is that of ``coarse`` and ``category`` which ``classes`` names; without classes the coarse name where
-    the category begins with it and the category otherwise.
+    The label is the category, or the coarse name where ``classes`` names that instead. A coarse name that begins with
+    the category is in truth the finer one (``apple golden``), and makes the caption (``golden apple``).
     """
     place = root / "cutouts.json"
     try:
@@ -163,13 +163,11 @@ def read_cutouts(root: Path, split: str, classes: Sequence[str] | None = None) -
             raise ValueError(f"composites: {place} must be a list of objects with the strings {', '.join(FIELDS)}; "
                              f"entry {number} is not one")
         coarse, category = str(entry["coarse"]), str(entry["category"])
-        kind = category.split()[: len(coarse.split())] == coarse.split()
-        label = (coarse if kind else category) if classes is None else next(
-            (name for name in (coarse, category) if name in classes), "")
+        label = next((name for name in (category, coarse) if classes is None or name in classes), "")
         if label and entry["split"] == split:
-            caption = " ".join([*category.split()[len(coarse.split()):], coarse]) if kind else category
+            finer = coarse.removeprefix(category + " ") if coarse.startswith(category + " ") else ""
             found.setdefault(label, []).append(
-                Cutout(entry["file"], label, caption, entry["licence"], entry["source"]))
+                Cutout(entry["file"], label, f"{finer} {category}".strip(), entry["licence"], entry["source"]))
     absent = [name for name in classes or () if name not in found]
     if absent or not found:
         raise ValueError(f"composites: {place} has no cut-out of split '{split}'"

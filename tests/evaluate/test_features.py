@@ -111,7 +111,6 @@ def test_weights_of_another_network_are_one_line(shufflenet, oracle_file, tmp_pa
         autoencoder(oracle_file)
 
 
-@pytest.mark.slow
 def test_inception_is_torch_fidelitys(tmp_path):
     extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
 

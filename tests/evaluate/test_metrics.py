@@ -122,7 +122,7 @@ SAME = ("outside_equal", "mask_iou", "mask_dice", "class_accuracy")
 
 @pytest.mark.parametrize("damage, moved, kept", [
     (blurred, {"fid": 1, "local_fid": 1, "background_psnr": -1, "background_lpips": 1}, ("outside_equal", "mask_iou")),
-    (shifted, {"mask_iou": -1, "mask_dice": -1, "background_psnr": -1, "local_fid": 1},
+    (shifted, {"mask_iou": -1, "mask_dice": -1, "background_psnr": -1, "background_lpips": 1},
      ("outside_equal", "background_psnr_predicted", "background_lpips_predicted", "seam_predicted")),
     (recoloured, {**BACKGROUND, "colour_shift": 1, "colour_shift_predicted": 1, "seam": 1, "fid": 1, "local_fid": 1},
      SAME),

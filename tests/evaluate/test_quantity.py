@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sb.evaluate.quantity import mean_of, nested_difference, paired_difference
+from sb.evaluate.quantity import mean_of, nested_difference, nested_mean, paired_difference
 
 
 def normal(*shape, seed=0):
@@ -80,3 +80,13 @@ def test_a_request_that_one_run_lacks_is_left_out_of_all():
 def test_runs_of_other_requests_are_refused(a, b):
     with pytest.raises(ValueError, match="runs of the same requests"):
         nested_difference(a, b)
+
+
+def test_a_scale_is_taken_of_each_sides_mean():
+    a, b = normal(100).abs() + 1, normal(100, seed=1).abs() + 1
+    found = nested_difference([a], [b], scale=torch.log10)
+    assert found.value == pytest.approx(float(b.mean().log10() - a.mean().log10()))
+    assert found.low < found.value < found.high < 0.2
+    mean = nested_mean([b, b], scale=torch.log10)
+    assert 10 ** mean.value == pytest.approx(float(b.mean())) and 10 ** mean.high < 2.2
+    assert nested_mean([b]) == mean_of(b) and nested_mean([b, b + 9]).value == pytest.approx(float(b.mean()) + 4.5)
