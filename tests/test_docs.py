@@ -89,7 +89,9 @@ def place(vae, trained_model, tmp_path, monkeypatch, own_registry):
         Path(f"{photo}.1.txt").write_text("star\na blue star\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "acme"]:  # a page's own package
+        del sys.modules[name]
 
 
 def follow(page: str, marks: tuple[str, ...]) -> None:
