@@ -107,7 +107,7 @@ def assemble(config: Any) -> Run:
     encoded = {"pictures": latents is None, "texts": latents is None or latents.text is None}
     if hasattr(system, "flops"):
         runtime["flops"] = partial(system.flops, cfg["image_size"], **encoded)
-    runtime.update(precision=str(placement.precision), export=exporter(cfg, system, adapter))
+    runtime.update(precision=str(placement.precision), export=exporter(cfg, system, data.sources(), adapter))
     specs = [spec for spec in (cfg.get("callbacks") or {}).values() if spec]
     callbacks = [*(build_fitted("callback", spec, runtime) for spec in specs), _Describe(run_dir, cfg)]
     return Run(run_dir, system, data, placement.trainer(run_dir, callbacks), checkpoint)

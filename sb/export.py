@@ -1,12 +1,13 @@
 """What a run leaves in ``run_dir/model``: a model that paints by itself, and a LoRA run's adapter beside it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sb import provenance
+from sb.card import write_card
 from sb.formats.own import write_folder
 from sb.models.lora import ADAPTER_FILE, Adapter
 from sb.models.weights import write_state
@@ -15,13 +16,14 @@ Weights = Mapping[str, Tensor]
 
 
 def exporter(
-    cfg: Mapping[str, Any], system: Any, adapter: Adapter | None = None
+    cfg: Mapping[str, Any], system: Any, training_data: Sequence[Mapping[str, Any]], adapter: Adapter | None = None
 ) -> Callable[[Path, Mapping[str, Weights]], None]:
     """Writes a self-contained model folder of a system: averaged weights where given, frozen parts as they are.
 
-    cfg: the run file, whose sections go with the model. adapter: what was added to the denoiser; the networks are
-    written with it merged, under the names and sections of a model without one, and A and B in diffusers' file beside
-    them. ``meta.json`` then says what they adapt, and ``also`` what was trained that the adapter's file lacks.
+    cfg: the run file, whose sections go with the model. training_data: its sources and what is known of them, for
+    ``meta.json`` and the card. adapter: what was added to the denoiser; the networks are written with it merged, under
+    the names and sections of a model without one, and A and B in diffusers' file beside them. ``meta.json`` then says
+    what they adapt, and ``also`` what was trained that the adapter's file lacks.
     """
     written: set[str] = set()  # a frozen part does not change, so once in a process is enough
 
@@ -31,10 +33,11 @@ def exporter(
         sections = {**cfg, "vae": {**cfg["vae"], "scale": system.vae.scale, "shift": system.vae.shift}}
         about = {
             "name": cfg["name"], "images_seen": system.images_seen, "licence": cfg.get("licence"),
-            "training_data": cfg["data"]["train"], "versions": provenance.versions(),
+            "training_data": training_data, "versions": provenance.versions(),
         }
         if "denoiser" not in cfg:
             write_folder(folder, {"vae": _part(averaged, "vae.")}, sections, about)
+            write_card(folder)
             return
         about.update(ladder=cfg["ladder"], prediction=system.schedule.prediction, tasks=system.tasks)
         text = _part(averaged, "text_tower.")
@@ -54,6 +57,7 @@ def exporter(
         }
         written.update(frozen)
         write_folder(folder, states, sections, about)
+        write_card(folder)
 
     return export
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from sb import config
-from sb.assemble import assemble, load_inpainter
+from sb.assemble import Run, assemble, load_inpainter
 from sb.masks import Ladder
 from sb.models.unet import UNet
 from sb.networks import build_denoiser, build_text, build_vae
@@ -37,16 +39,14 @@ def shrunk(name: str, overrides: list[str]):
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[pytest.mark.slow] * (name == "shapes.yaml")) for name in RUN_FILES  # it trains an oracle
 ])
-def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path):
+def test_each_run_file_takes_a_step(name, tiny_overrides, tmp_path, finished):
     start = ["start=null"]  # starting from published weights is in tests/formats/test_start.py
     if config.load(CONFIGS / name).lora:  # adapts a trained model of the same networks
         base = assemble(shrunk("coco.yaml", [*tiny_overrides, f"run_dir={tmp_path}/start"]))
         base.fit()
         start = [f"start={base.run_dir}", f"vae.weights={base.run_dir}"]
     if config.load(CONFIGS / name).teacher:
-        base = assemble(shrunk("quickstart.yaml", [*tiny_overrides, f"run_dir={tmp_path}/teacher"]))
-        base.fit()
-        start += [f"teacher={base.run_dir}"]
+        start += [f"teacher={finished().run_dir}"]
     run = assemble(shrunk(name, [*tiny_overrides, *start]))
     run.fit()
     assert run.system.images_seen == 8
@@ -67,12 +67,38 @@ def test_each_run_file_builds_at_full_width(name):
             assert sum(p.numel() for p in denoiser.parameters()) > 1e6
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_settings, tmp_path_factory):
+    """Overrides -> the quickstart's run of two steps with them, trained once."""
+    made: dict[tuple[str, ...], Run] = {}
+
+    def of(*recipe: str) -> Run:
+        if recipe not in made:
+            place = f"run_dir={tmp_path_factory.mktemp('finished')}/run"
+            steps = ["trainer.images=8", "trainer.val_every_images=8"]
+            made[recipe] = assemble(shrunk("quickstart.yaml", [*tiny_settings, *steps, place, *recipe]))
+            made[recipe].fit()
+        return made[recipe]
+
+    return of
+
+
 @pytest.fixture
-def trained(tiny_overrides):
+def copied(finished, tmp_path):
+    """The same in a folder of the test's own, where ``tiny_overrides`` has its run."""
+
+    def of(*recipe: str) -> Run:
+        run = finished(*recipe)
+        shutil.copytree(run.run_dir, tmp_path / "run")
+        return replace(run, run_dir=tmp_path / "run")
+
+    return of
+
+
+@pytest.fixture
+def trained(copied, tiny_overrides):
     """A run of a few steps, and the overrides that made it."""
-    run = assemble(shrunk("quickstart.yaml", tiny_overrides))
-    run.fit()
-    return run, tiny_overrides
+    return copied(), tiny_overrides
 
 
 def test_the_model_folder_paints_wherever_it_is_moved(trained, tmp_path):
@@ -208,10 +234,9 @@ RECIPE = ["optimizer.lr=0.001", "optimizer.warmup_images=0", "optimizer.decay=li
 
 
 @pytest.mark.parametrize("checkpoint", ["last.ckpt", "best.ckpt"])
-def test_an_extended_run_trains_at_the_rate_of_its_new_length(tiny_overrides, checkpoint):
+def test_an_extended_run_trains_at_the_rate_of_its_new_length(copied, tiny_overrides, checkpoint):
     overrides = [*tiny_overrides, *RECIPE]
-    first = assemble(shrunk("quickstart.yaml", overrides))
-    first.fit()
+    first = copied(*RECIPE)
     before = {name: value.clone() for name, value in first.system.state_dict().items()}
     (first.run_dir / "checkpoints" / checkpoint).replace(first.run_dir / "checkpoints" / "last.ckpt")
     run, rates, validations = resumed(
@@ -224,9 +249,9 @@ def test_an_extended_run_trains_at_the_rate_of_its_new_length(tiny_overrides, ch
 
 
 @pytest.mark.parametrize("batch_size, accumulate", [(8, 1), (2, 1), (3, 1), (2, 3), (12, 1)])
-def test_another_step_size_keeps_the_clock_in_images(tiny_overrides, batch_size, accumulate):
+def test_another_step_size_keeps_the_clock_in_images(copied, tiny_overrides, batch_size, accumulate):
     overrides = [*tiny_overrides, *RECIPE]
-    assemble(shrunk("quickstart.yaml", overrides)).fit()
+    copied(*RECIPE)
     run, rates, validations = resumed(
         overrides, "trainer.images=32", "trainer.val_every_images=16", f"data.batch_size={batch_size}",
         f"trainer.accumulate={accumulate}",

@@ -16,6 +16,7 @@ RANKS = {
     "sb.formats": 3, "sb.inpaint": 3, "sb.denoising": 2, "sb.app": 5, "sb.frame": 0, "sb.preview": 0, "sb.colour": 1,
     "sb.fill": 1, "sb.asked": 4, "sb.bulk": 4, "sb.bulk_report": 4,
     "sb.networks": 4, "sb.assemble": 4, "sb.export": 4, "sb.launch": 4, "sb.strategies": 3, "sb.evaluate": 4,
+    "sb.card": 4,
     "sb.convert": 5, "sb.load_benchmark": 5, "sb.estimate": 1, "sb.scale": 5, "sb.cache": 5, "sb.cache_benchmark": 5,
     "sb.inpaint_benchmark": 5, "sb.overhead_benchmark": 5,
     "sb.train_benchmark": 5, "sb.reach": 1, "sb.rehearsal": 5, "sb.preflight": 6,

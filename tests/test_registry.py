@@ -1,6 +1,5 @@
 """Names bind to callables, and every mistake says what the right name, key or type is."""
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+import sb.schedule
 from sb import registry
 from sb.registry import build, call, lookup, names, register
 
@@ -69,25 +69,14 @@ def test_a_name_belongs_to_one_entry():
         register("sampelr", "x")
 
 
-SHADOW = """
-from sb.registry import lookup, register
-
-def mine():
-    pass
-
-try:
-    register("schedule", "cosine")(mine)
-except ValueError as error:
-    print(error)
-print(lookup("schedule", "cosine").__module__)
-"""
-
-
-def test_a_builtin_name_is_refused_before_anything_imported_it():
-    out = subprocess.run([sys.executable, "-c", SHADOW], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == [
-        "schedule 'cosine' is already sb.schedule.cosine; register __main__.mine under another name", "sb.schedule"
-    ]
+def test_a_builtin_name_is_refused_before_anything_imported_it(monkeypatch):
+    monkeypatch.setattr(sb, "schedule", sb.schedule)  # put back afterwards, as are the two below
+    monkeypatch.setitem(registry._TABLE, "schedule", {})
+    monkeypatch.delitem(sys.modules, "sb.schedule")
+    mine = f"{only_for_tests.__module__}.only_for_tests"
+    with pytest.raises(ValueError, match=f"^schedule 'cosine' is already sb.schedule.cosine; register {mine} under"):
+        register("schedule", "cosine")(only_for_tests)
+    assert lookup("schedule", "cosine").__module__ == "sb.schedule"
 
 
 @dataclass

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from tests.test_tools import ROOT, tool
 
-def test_errors_are_one_line_and_a_non_zero_exit(train):
-    done = train("denoiser.widhts=[8]")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "did you mean 'widths'" in done.stderr
+
+def test_errors_are_one_line_and_a_non_zero_exit(capsys):
+    assert tool("train", ROOT / "configs" / "quickstart.yaml", "denoiser.widhts=[8]") == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and "did you mean 'widths'" in error
 
 
 @pytest.mark.slow

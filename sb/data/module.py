@@ -105,6 +105,11 @@ class ShardData(pl.LightningDataModule):
             self._samples[split] = self._build(split)
         return self._samples[split]
 
+    def sources(self) -> list[dict[str, Any]]:
+        """``data.train`` with what manifests say of each entry's ``sets``: images, source and licences."""
+        stores = self.samples("train").stores
+        return [{**entry, "sets": store.sets} for entry, store in zip(self.train_spec, stores, strict=True)]
+
     def longest_read(self) -> tuple[str, str, float] | None:
         """(who, shard, seconds) of the read that has been going on for longest, over all loaders of this rank."""
         reads = [(split, loader.longest_read()) for split, loader in self._loaders.items()]

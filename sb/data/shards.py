@@ -24,6 +24,7 @@ OPEN_FILES = 32
 OPEN_INDEXES = 64
 RETRY_S = 60.0  # how long a shard that could not be fetched is not asked for again
 MANIFEST = "manifest.json"
+TOLD = ("images", "source", "licences")  # what a model's card tells of a set, from its manifest
 
 
 @dataclass
@@ -59,12 +60,14 @@ class RawSample:
 @dataclass
 class Listing:
     """What a list of addresses stands for: shards in a fixed order and, where manifests say so, the labels' counts,
-    which folders hold no captions of single objects, and what made the latents of each address that holds some."""
+    which folders hold no captions of single objects, and what a model's card tells of each; and what made the latents
+    of each address that holds some."""
 
     shards: list[Shard] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     label_only: list[str] = field(default_factory=list)
     latents: list[tuple[str, Latents | None]] = field(default_factory=list)
+    sets: list[dict[str, Any]] = field(default_factory=list)
 
 
 def list_shards(addresses: Sequence[str] | str) -> Listing:
@@ -95,6 +98,7 @@ def _add(listing: Listing, address: str) -> None:
         if manifest is not None:
             made = manifest.get("latents")
             listing.labels.update(manifest.get("labels") or {})
+            listing.sets.append({"shards": address, **{name: manifest.get(name) for name in TOLD}})
             listing.label_only += [address] * (manifest.get("captions") == "label-only")
             found = [
                 Shard(f"{address}/{s['file']}", s["samples"], s.get("bytes"), s.get("sha256") or "")
@@ -145,6 +149,7 @@ class ShardStore:
     ) -> None:
         listing = list_shards(addresses)
         self.shards, self.labels, self.label_only = listing.shards, listing.labels, listing.label_only
+        self.sets = listing.sets
         self.latents = same_latents(listing.latents)
         self.remote = any(is_remote(shard.address) for shard in self.shards)
         self.cache = FileCache(cache_dir, cache_gib)

@@ -65,11 +65,8 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         "# How well the model paints", "",
         f"{metrics['num_requests']} requests on scenes of the shapes world that were never trained on (seed "
         f"{metrics['seed']}), by a model that has seen {seen} training images.", "",
-        "![scenes, masks, texts and results](contact_sheet.png)", "",
-        "| metric | value | ideal | meaning |", "|---|---|---|---|",
+        "![scenes, masks, texts and results](contact_sheet.png)", "", *metric_rows(metrics),
     ]
-    for key, (name, ideal, meaning) in MEANINGS.items():
-        lines.append(f"| {name} (`{key}`) | {_shown(metrics.get(key), key)} | {ideal} | {meaning} |")
     occupancy = metrics["occupancy"]
     lines += [
         "", "## Precision control", "",
@@ -82,6 +79,14 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         *(f"| {stage} | {value:g} |" for stage, value in metrics["seconds"].items()), "",
     ]
     write_whole(path, "\n".join(lines).encode())
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[str]:
+    """The lines of a Markdown table of every metric, with its ideal and its meaning."""
+    rows = ["| metric | value | ideal | meaning |", "|---|---|---|---|"]
+    for key, (name, ideal, meaning) in MEANINGS.items():
+        rows.append(f"| {name} (`{key}`) | {_shown(metrics.get(key), key)} | {ideal} | {meaning} |")
+    return rows
 
 
 def _shown(value: Any, key: str) -> str:

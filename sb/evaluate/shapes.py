@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sb.card import places, write_card
 from sb.config import write_whole
 from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
 from sb.evaluate.report import Sheet, contact_sheet, write_report
 from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_cases
 from sb.evaluate.shapes_metrics import Painted, Scores, object_of, score
+from sb.formats.own import find_folder
 from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.weights import digest
@@ -108,7 +110,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """``evaluate_shapes`` of a stored model, with an oracle read from a file or trained on this model's VAE.
 
-    A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. size_px: of the scenes, by default the size that
+    A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. Results in a run's own folder go into its model's
+    card. size_px: of the scenes, by default the size that
     the model was trained at. ValueError where ``out_dir`` holds results.
     """
     out_dir = Path(out_dir)
@@ -125,10 +128,14 @@ def evaluate_model(
         oracle = train_oracle(vae_round_trip(inpainter.vae), size_px=size_px)
         oracle.save(out_dir / "oracle.safetensors")
     clock.lap("oracle")
-    return evaluate_shapes(
+    metrics = evaluate_shapes(
         inpainter.paint, inpainter.ladder, oracle, num_requests, batch, seed, out_dir, size_px,
         inpainter.about.get("images_seen"), clock.seconds,
     )
+    folder = None if Path(model).is_file() else find_folder(model)  # a file's may be the raw weights
+    if folder is not None and out_dir.resolve() in [place.resolve() for place in places(folder)]:
+        write_card(folder)
+    return metrics
 
 
 def _each(on_outline: Scores, on_box: Scores, off: Scores, control: Control) -> dict[str, Tensor]:

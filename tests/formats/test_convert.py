@@ -1,7 +1,6 @@
 """In and out again: every pair of formats gives every tensor back, bit for bit, and says what it left where."""
 
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +13,7 @@ from sb.formats import write
 from sb.formats.source import open_source
 from sb.registry import register
 from sb.types import Request
+from tests.test_tools import tool
 
 ROUTES = [("diffusers", "d", "single-file", "s.safetensors"), ("single-file", "s.safetensors", "diffusers", "d")]
 
@@ -131,6 +131,7 @@ def test_a_vae_alone(published, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_onnx_of_a_whole_model(trained_model, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -207,12 +208,9 @@ def test_bad_targets_are_refused(trained_model, tmp_path, to, target, says):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_the_tool_reports_and_fails_in_one_line(trained_model, tmp_path):
-    def run(*args):
-        command = [sys.executable, "tools/convert_weights.py", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run(trained_model, tmp_path / "out.safetensors", "--to", "single-file")
-    assert done.returncode == 0 and "kept beside: sb.text.standardise.mean" in done.stdout
-    failed = run(tmp_path, tmp_path / "other", "--to", "sb")
-    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
+def test_the_tool_reports_and_fails_in_one_line(trained_model, tmp_path, capsys):
+    assert tool("convert_weights", trained_model, tmp_path / "out.safetensors", "--to", "single-file") == 0
+    assert "kept beside: sb.text.standardise.mean" in capsys.readouterr().out
+    assert tool("convert_weights", tmp_path, tmp_path / "other", "--to", "sb") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1

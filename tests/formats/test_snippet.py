@@ -1,4 +1,4 @@
-"""The README's request with diffusers' parts alone paints what our Inpainter paints."""
+"""The request of docs/formats.md with diffusers' parts alone paints what our Inpainter paints."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ from sb.assemble import load_inpainter
 from sb.convert import convert
 from sb.types import Request
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 @pytest.mark.parametrize("level", [0.0, 5.0])
-def test_the_readmes_snippet_gives_our_picture(trained_model, tmp_path, monkeypatch, level):
+def test_the_pages_snippet_gives_our_picture(trained_model, tmp_path, monkeypatch, level):
     pytest.importorskip("diffusers")
     convert(trained_model, tmp_path / "exported", "diffusers")
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     code, = [block for block in blocks if "StableDiffusionPipeline" in block]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code, names)  # the README's own text, as a reader would paste it
+    exec(code, names)  # the page's own text, as a reader would paste it
     maker = torch.Generator().manual_seed(2)
     image = torch.randint(0, 256, (3, 32, 32), generator=maker).to(torch.uint8)
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
