@@ -154,7 +154,7 @@ class Examples:
 
 
 def train_classifier(
-    train: str | Sequence[str], val: str | Sequence[str], *, seed: int = 0, steps: int = 1000, batch: int = 64,
+    train: str | Sequence[str], val: str | Sequence[str], *, seed: int = 0, steps: int = 1500, batch: int = 64,
 ) -> Classifier:
     """Learn the labels of composite shards, measure on those of ``val``; seed fixes weights, order and augmentation.
 
