@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("train", metavar="TRAIN", help="shards of composites to learn from")
     parser.add_argument("val", metavar="VAL", help="shards of composites to measure on, of another split")
     parser.add_argument("--out", required=True, metavar="FILE.safetensors", help="the classifier's file")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of 64 pictures (default 1000)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of 64 pictures (default 1500)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)")
     args = parser.parse_args()
     try:

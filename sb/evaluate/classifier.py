@@ -87,9 +87,9 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D) of whole images (B, 3, H, W) uint8, which the caller has cropped."""
         self.eval()
-        whole = torch.tensor([[0.0, 0.0, images.shape[3] / CONTEXT, images.shape[2] / CONTEXT]])
-        whole[:, :2] = torch.tensor([images.shape[3], images.shape[2]]) * (1 - 1 / CONTEXT) / 2
-        return torch.cat([self.body(crop(some, whole.expand(len(some), -1))) for some in images.split(256)])
+        size = torch.tensor([images.shape[3], images.shape[2]], device=images.device)
+        inside = torch.cat([size * (1 - 1 / CONTEXT) / 2, size / CONTEXT])[None]  # the box whose crop is the whole
+        return torch.cat([self.body(crop(some, inside.expand(len(some), -1))) for some in images.split(256)])
 
     def describe(self) -> dict[str, Any]:
         """Classes and measured accuracy, for reports."""
@@ -154,7 +154,7 @@ class Examples:
 
 
 def train_classifier(
-    train: str | Sequence[str], val: str | Sequence[str], *, seed: int = 0, steps: int = 1000, batch: int = 64,
+    train: str | Sequence[str], val: str | Sequence[str], *, seed: int = 0, steps: int = 1500, batch: int = 64,
 ) -> Classifier:
     """Learn the labels of composite shards, measure on those of ``val``; seed fixes weights, order and augmentation.
 

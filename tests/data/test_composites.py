@@ -16,7 +16,7 @@ from sb.data.shards import ShardStore
 from sb.data.verify import check_shards, read_samples
 from sb.data.write import build_shards
 from sb.registry import build
-from tests.data.composites_world import write_cutouts, write_photos
+from tests.composites_world import write_cutouts, write_photos
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared/data/cutouts"
 

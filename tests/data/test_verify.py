@@ -66,10 +66,14 @@ def put_thing(**fields):
     return lambda body, members: thing(body).update(fields)
 
 
-def small_image(body, members):
+def grey(width, height):
     file = io.BytesIO()
-    Image.new("RGB", (31, 32)).save(file, format="PNG")
-    members["png"] = file.getvalue()
+    Image.new("RGB", (width, height)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def small_image(body, members):
+    members["png"] = grey(31, 32)
 
 
 BREAKS = {
@@ -78,6 +82,8 @@ BREAKS = {
     "json says its key is other": put(key="other"),
     "image cannot be decoded": lambda body, members: members.update(png=members["png"][:-60]),
     "image is 31x32, json says 32x32": small_image,
+    "truth.png is 31x32, json says 32x32": lambda body, members: members.update({"truth.png": grey(31, 32)}),
+    "truth.png cannot be decoded": lambda body, members: members.update({"truth.png": grey(32, 32)[:-60]}),
     "not one image and a json": lambda body, members: members.pop("png") and None,
     "bad mask: its runs do not fill the image": counts("1"),
     "mask counts are not a string": counts([1024]),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sb.data.composites import CompositesSource
 from sb.data.write import build_shards
 from sb.evaluate.classifier import CROP_PX, NONE, Classifier, Examples, crop, train_classifier
-from tests.data.composites_world import write_cutouts, write_photos
+from tests.composites_world import write_cutouts, write_photos
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/train_classifier.py"
 
@@ -97,3 +97,8 @@ def test_shards_that_do_not_fit_are_told(shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tool", str(tmp_path / "plums"), shards["val"], "--out", str(out)])
     assert tool.main() == 2 and not out.exists()
     assert "shows lime, which" in capsys.readouterr().err
+    arguments = ["tool", shards["train"], shards["val"], "--out", str(out), "--steps", "4"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert tool.main() == 0
+    measured = {name: float(share) for name, share in map(str.split, capsys.readouterr().out.splitlines())}
+    assert measured == pytest.approx(Classifier.load(out).accuracy, abs=1e-3)
