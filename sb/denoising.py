@@ -29,7 +29,9 @@ class PaintOptions:
     from which a place counts as object in a coarse mask; from level 1 down to the outline it falls to 0, for there the
     user's mask is the object. dilate_cells, dilate_px: how far the predicted object is grown in latents and in the
     picture. feather_px: width of the paste's fade. colour_match: a registered matcher, which takes the decoder's shift
-    of colours back (sb/colour.py). context, max_zoom: in a picture larger than the model's own, the side of the part
+    of colours back (sb/colour.py). fill: a registered guess at what an object hides that is removed (a request without
+    words, by a task without an object); fill_until: the fraction of the steps until which x0 is that guess and not the
+    network's answer (sb/fill.py). context, max_zoom: in a picture larger than the model's own, the side of the part
     that is painted, in sides of the mask, and how much that part may be enlarged.
     """
 
@@ -44,11 +46,15 @@ class PaintOptions:
     dilate_px: int = 1
     feather_px: int = 1
     colour_match: str = "none"
+    fill: str = "none"
+    fill_until: float = 0.5
     context: float = 2.0
     max_zoom: float = 4.0
 
     def __post_init__(self) -> None:
-        fractions = (self.guidance_from, self.guidance_until, self.preserve_from, self.threshold)
+        fractions = (
+            self.guidance_from, self.guidance_until, self.preserve_from, self.threshold, self.fill_until,
+        )
         if not all(math.isfinite(number) for number in (self.guidance, self.context, self.max_zoom)):
             raise ValueError(f"inpaint: guidance, context and max_zoom must be finite; got {self}")
         if self.steps < 1 or self.guidance < 0 or not all(0 <= fraction <= 1 for fraction in fractions):
@@ -63,6 +69,11 @@ class PaintOptions:
     def calls(self, fraction: float) -> float:
         """A fraction of the steps, in steps; .28 of 25 are 7."""
         return round(fraction * self.steps, 6)
+
+
+def begins_filled(request: Request, tasks: Mapping[str, bool], options: PaintOptions) -> bool:
+    """Whether a request begins from a fill: one without words, by a task without an object."""
+    return options.fill != "none" and not request.text and not tasks.get(request.task, True)
 
 
 class Denoiser:
@@ -93,6 +104,8 @@ class Denoiser:
         task = torch.tensor(rows, device=canvas.clean.device)
         without = [not tasks.get(r.task, True) for r in requests]
         self.no_object = torch.tensor(without, device=canvas.clean.device).view(-1, 1, 1, 1)
+        filled = [begins_filled(r, tasks, options) for r in requests]
+        self.filled = torch.tensor(filled, device=canvas.clean.device).view(-1, 1, 1, 1)
         guided = options.guidance != 1.0  # equal words too: a request must come out alike alone and in a batch
         features = text.encode([r.text for r in requests] + [r.negative for r in requests if guided])
         self.both = Condition(
@@ -126,8 +139,9 @@ class Denoiser:
             self.predicted = answer.mask_logits.sigmoid()
             if options.use_predicted and self.calls >= options.calls(options.preserve_from):
                 region = region * torch.where(self.no_object, 1.0, self._object_cells(self.predicted))
+        guess = self.filled & (self.calls < options.calls(options.fill_until))
         self.calls += 1
-        self.x0 = self.conditioning.put_back(answer.x0, canvas, region)
+        self.x0 = self.conditioning.put_back(torch.where(guess, canvas.clean, answer.x0), canvas, region)
         return Denoised(self.x0, answer.mask_logits)
 
     def predicted_pixels(self, factor: int) -> Tensor | None:

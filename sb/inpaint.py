@@ -18,7 +18,7 @@ from sb import masks, pictures
 from sb.colour import ColourMatch
 from sb.conditioning import Conditioning
 from sb.config import check_keys
-from sb.denoising import Denoiser, PaintOptions
+from sb.denoising import Denoiser, PaintOptions, begins_filled
 from sb.frame import Frame, frame_of
 from sb.preview import Decode, Progress, Watch, linear_decode
 from sb.registry import build, call
@@ -133,13 +133,19 @@ class Inpainter:
         clock = _Clock()
         height, width = frames[0].size
         pairs = list(zip(requests, frames, strict=True))
-        image = torch.stack([f.shown(r.image) for r, f in pairs]).to(self.device)  # (B, 3, h, w) uint8
-        mask = torch.stack([f.shown_mask(r.mask) for r, f in pairs]).to(self.device)
+        shown, marked = [f.shown(r.image) for r, f in pairs], [f.shown_mask(r.mask) for r, f in pairs]
+        fill = build("fill", {"name": options.fill})
+        filled = [i for i, request in enumerate(requests) if begins_filled(request, self.tasks, options)]
+        for i in filled:
+            shown[i] = fill(shown[i], marked[i])
+        image = torch.stack(shown).to(self.device)  # (B, 3, h, w) uint8
+        mask = torch.stack(marked).to(self.device)
         padded_mask = self._pad(mask.float(), value=0.0)
         padded = self._pad(image.float()) / 127.5 - 1
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             fitted = watch is not None and self.preview is None  # a preview's matrix, on the picture's own latents
-            make = self.conditioning.canvas if fitted else self.conditioning.canvas_to_paint
+            whole = fitted or bool(filled)  # a fill stands in the picture's own latents
+            make = self.conditioning.canvas if whole else self.conditioning.canvas_to_paint
             canvas = make(self.vae.latents, padded, padded_mask, self.vae.factor)
             denoise = Denoiser(
                 self.denoiser, self.text, self.schedule, self.conditioning, requests, self.tasks, canvas, options

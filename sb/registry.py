@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sb.config import check_keys, nearest
 
 HOMES: dict[str, tuple[str, ...]] = {
-    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes"),
+    "source": ("sb.data.coco", "sb.data.openimages", "sb.data.folder", "sb.data.shapes", "sb.data.composites"),
     "task": ("sb.data.tasks",),
     "degradation": ("sb.masks",),
     "conditioning": ("sb.conditioning",),
@@ -29,7 +29,13 @@ HOMES: dict[str, tuple[str, ...]] = {
     "system": ("sb.models.smartbrush", "sb.models.distilled", "sb.models.vae_system"),
     "sampler": ("sb.samplers",),
     "colour_match": ("sb.colour",),
+    "fill": ("sb.fill",),
     "strategy": ("sb.strategies",),
+    "adapter": ("sb.evaluate.adapters",),
+    "metric": ("sb.evaluate.metrics", "sb.evaluate.frechet_metrics"),
+    "feature network": ("sb.evaluate.features",),
+    "reader": ("sb.evaluate.readers",),
+    "protocol": ("sb.evaluate.protocols",),
     "callback": (
         "sb.callbacks.ema",
         "sb.callbacks.mask_log",

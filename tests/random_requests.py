@@ -124,12 +124,14 @@ def a_mask(rng: random.Random, width: int, height: int) -> tuple[str, Image.Imag
 
 def some_options(rng: random.Random, mask_px: int) -> dict[str, object]:
     """Painting options, every one drawn."""
-    matches = [name for name in names("colour_match") if name != "membrane" or mask_px <= SOLVED_PX]
+    small = mask_px <= SOLVED_PX
+    matches = [name for name in names("colour_match") if name != "membrane" or small]
     return {
         "steps": rng.randint(1, 2), "guidance": rng.choice((1.0, 3.0)), "guidance_from": rng.choice((0.0, 0.5)),
         "use_predicted": rng.random() < 0.5, "preserve_from": rng.choice((0.0, 0.5)), "threshold": rng.random(),
         "dilate_cells": rng.randint(0, 2), "dilate_px": rng.randint(0, 4), "feather_px": rng.randint(0, 6),
-        "colour_match": rng.choice(matches), "context": rng.uniform(1, 4), "max_zoom": rng.uniform(1, 8),
+        "colour_match": rng.choice(matches), "fill": rng.choice(names("fill")) if small else "none",
+        "fill_until": rng.choice((0.0, 0.5, 1.0)), "context": rng.uniform(1, 4), "max_zoom": rng.uniform(1, 8),
     }
 
 

@@ -14,7 +14,7 @@ RANKS = {
     "sb.samplers": 1, "sb.guidance": 1, "sb.conditioning": 1, "sb.sharding": 1, "sb.checkpoints": 1,
     "sb.models": 2, "sb.data": 2, "sb.callbacks": 2,
     "sb.formats": 3, "sb.inpaint": 3, "sb.denoising": 2, "sb.app": 5, "sb.frame": 0, "sb.preview": 0, "sb.colour": 1,
-    "sb.asked": 4, "sb.bulk": 4, "sb.bulk_report": 4,
+    "sb.fill": 1, "sb.asked": 4, "sb.bulk": 4, "sb.bulk_report": 4,
     "sb.networks": 4, "sb.assemble": 4, "sb.export": 4, "sb.launch": 4, "sb.strategies": 3, "sb.evaluate": 4,
     "sb.card": 4,
     "sb.convert": 5, "sb.load_benchmark": 5, "sb.estimate": 1, "sb.scale": 5, "sb.cache": 5, "sb.cache_benchmark": 5,

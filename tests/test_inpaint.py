@@ -40,7 +40,7 @@ def a_request(height: int = 32, width: int = 32, seed: int = 0, **other) -> Requ
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
     mask = torch.zeros(1, height, width, dtype=torch.uint8)
     mask[:, height // 4: height // 2, width // 4: -width // 4] = 1
-    return Request(image, mask, "red star", **{"seed": seed, **other})
+    return Request(image, mask, **{"text": "red star", "seed": seed, **other})
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (33, 47), (64, 20), (9, 70)])
@@ -101,6 +101,45 @@ def test_a_task_without_an_object_paints_the_whole_mask(painter):
     inside = both[0].mask.bool().expand(3, -1, -1)
     assert removed.predicted is None and torch.equal(removed.pixels[inside], removed.decoded[inside])
     assert painted.predicted is not None and torch.equal(painted.pixels, both[1].image)
+
+
+def test_a_removal_begins_from_its_fill(painter):
+    """Until ``fill_until`` x0 is the fill, whatever the object was; to the end, it is what is painted."""
+    request = a_request(64, 64, task="remove", text="")
+    request.image = torch.linspace(0, 255, 64).expand(3, 64, 64).to(torch.uint8)
+    inside = request.mask.bool().expand(3, -1, -1)
+    removed = painter.paint([request], fill="frequency", fill_until=1.0)[0]
+    with torch.no_grad():
+        kept = painter.vae.picture(painter.vae.latents(request.image[None] / 127.5 - 1))[0]
+        kept = ((kept.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    assert (removed.pixels.int() - kept.int())[inside].abs().max() <= 8  # a slope carried on is the slope
+    spoiled = copy.copy(request)
+    spoiled.image = torch.where(request.mask > 0, 255 - request.image, request.image)
+    for options in ({"fill_until": 1.0}, {"fill_until": 0.5}, {"fill_until": 0.0}):
+        both = painter.paint([request, spoiled], fill="frequency", **options)
+        assert torch.equal(both[0].pixels[inside], both[1].pixels[inside])
+    pictures = [painter.paint([request], fill="frequency", fill_until=until)[0].pixels for until in (0.0, 0.5, 1.0)]
+    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+
+
+def test_only_removals_without_words_are_filled(painter):
+    asked = [a_request(seed=1), a_request(seed=2, text=""), a_request(seed=3, task="remove")]
+    without = painter.paint(asked)
+    filled = painter.paint([*asked, a_request(seed=4, text="", task="remove")], fill="frequency", fill_until=1.0)
+    for one, other in zip(without, filled):
+        assert (one.pixels.int() - other.pixels.int()).abs().max() <= 1
+
+
+def test_a_nine_channel_model_is_shown_the_fill_too(painter):
+    nine = copy.copy(painter)
+    nine.conditioning = NineChannelConditioning()
+    nine.denoiser = UNet(17, 8, 16, 16, 3, widths=(16, 32), attention=(False, True), blocks=1, heads=2, groups=8,
+                         pooled_width=16, task_rows=2, zero_init=False).eval()
+    request = a_request(64, 64, task="remove", text="")
+    filled = nine.paint([request], fill="frequency", fill_until=1.0)[0]
+    own = painter.paint([request], fill="frequency", fill_until=1.0)[0]
+    inside = request.mask.bool().expand(3, -1, -1)
+    assert (filled.pixels.int() - own.pixels.int())[inside].abs().max() <= 2
 
 
 def test_in_python_with_pictures(painter):

@@ -1,6 +1,8 @@
 """A team's private package adds a denoiser, a degradation and a callback with no edit in ``sb/``."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,3 +133,13 @@ def test_a_private_denoiser_that_is_not_told_the_task_cannot_learn_to_remove(run
     remove = "data.tasks=[{name: remove, weight: 1.0}]"
     with pytest.raises(ValueError, match="'remove' is for a denoiser that is told the task; set denoiser.with_task"):
         assemble(config.load(run_file, [*small, *tiny_overrides, remove]))
+
+
+def test_the_tests_own_plugins_are_found_beside_a_stray_package_of_their_name(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-P", "-c", "import tests; print(tests.__file__)"]
+    env = {"PYTHONPATH": f"{root}:{tmp_path}"}
+    found = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).parent == root / "tests"

@@ -13,6 +13,8 @@ examples:
       boxes=oidv6-train-annotations-bbox.csv
   python tools/build_shards.py --source folder --out shards/mine root=photos licence="CC BY 4.0"
   python tools/build_shards.py --source shapes --out shards/shapes num_images=20000 size_px=64 seed=1
+  python tools/build_shards.py --source composites --out shards/composites cutouts=cutouts photos=shards/coco \
+      num_images=2000 size_px=128 classes=[apple,lemon]
 
 A build that was stopped goes on when the same command is run again. The folder layout is in sb/data/folder.py.
 Then look at it: python tools/check_shards.py shards/coco --sheet sheet.png
@@ -24,7 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="coco, openimages, folder, shapes, or a registered name")
+    parser.add_argument("--source", required=True,
+                        help="coco, openimages, folder, shapes, composites, or a registered name")
     parser.add_argument("--out", required=True, help="folder for the shards")
     parser.add_argument("options", nargs="*", metavar="key=value", help="the source's own options")
     parser.add_argument("--num-workers", type=int, default=2, help="processes (default 2)")

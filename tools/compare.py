@@ -1,12 +1,14 @@
-"""Compare two evaluations of the same requests: the paired difference of every metric and its 95 % interval."""
+"""Compare evaluations of the same requests: the paired difference of every metric and its 95 % interval."""
 
 import argparse
 import sys
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python tools/evaluate.py runs/a --requests 1024 --out results/a
   python tools/evaluate.py runs/b --requests 1024 --oracle results/a/oracle.safetensors --out results/b
-  python tools/compare.py results/a results/b"""
+  python tools/compare.py results/a results/b
+  python tools/compare.py --a results/a-0 results/a-1 --b results/b-0 results/b-1 --markdown
+  python tools/compare.py --grid full=results/a-0,results/a-1 other=results/b-0 --metrics text_outline,text_box"""
 
 
 def main() -> int:
@@ -14,13 +16,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("a", metavar="DIR_A", help="the --out folder of an evaluation")
-    parser.add_argument("b", metavar="DIR_B", help="the other one; differences are B - A")
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="the --out folders of two evaluations, A and B")
+    for side in ("a", "b"):
+        parser.add_argument(f"--{side}", nargs="+", default=[], metavar="DIR", help="instead: one or more of this side")
+    parser.add_argument("--grid", nargs="+", metavar="NAME=DIRS", help="instead: systems against the first, Markdown")
+    parser.add_argument("--metrics", metavar="NAME,NAME", help="these metrics alone, in this order")
+    parser.add_argument("--markdown", action="store_true", help="two sides as a Markdown table")
     args = parser.parse_args()
     try:
-        from sb.evaluate.compare import compare, table
+        metrics = args.metrics.split(",") if args.metrics else []
+        from sb.evaluate.compare import compare, grid, parse_systems, table
 
-        print(table(compare(args.a, args.b)))
+        if [len(args.folders) == 2, bool(args.a and args.b), bool(args.grid)].count(True) != 1:
+            raise ValueError("give two folders, or --a and --b with folders, or --grid")
+        if args.grid:
+            print(grid(parse_systems(args.grid), metrics))
+        else:
+            a, b = (args.a, args.b) if args.a else args.folders
+            print(table(compare(a, b, metrics), args.markdown))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -65,11 +65,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     oracle = Oracle.load(args.oracle)
     cases = make_cases(args.requests, args.seed, int(painter.about.get("image_size", 64)))
     if args.remove:
-        levels = range(painter.ladder.num_levels + 1)
         reconstruct = vae_round_trip(painter.vae)
+        levels = {"outline": 0, "box": painter.ladder.num_levels}
         return [
-            {"way": f"level {n}", **ways.measure_removal(painter, cases, oracle, reconstruct, n, args.batch)}
-            for n in levels
+            {"way": f"{way.name}, {mask}", **ways.measure_removal(own, cases, oracle, reconstruct, level, args.batch)}
+            for way in chosen for own in [way.painter(painter, load)] for mask, level in levels.items()
         ]
     return ways.compare_ways(painter, load, chosen, cases, oracle, args.batch, args.box)
 

@@ -66,19 +66,16 @@ def _as_text(rle: Mapping[str, Any]) -> Rle:
     return {"size": [int(n) for n in rle["size"]], "counts": text}
 
 
-@register("source", "coco")
-class CocoSource:
-    """COCO-style data: a folder of images, an instances file and, if there is one, a captions file.
+class CocoAnnotations:
+    """What COCO-style annotation files say of their images, by id: records without the pictures themselves.
 
     All instances are kept, crowds flagged; an instance whose segmentation cannot be read or covers no pixel is
     left out and named in the record's ``origin["skipped"]``. Annotations are held compressed, image by image, so
     that a copy for every worker process stays small.
     """
 
-    def __init__(self, images: str, instances: str, captions: str | None = None, split: str = "train"):
-        self.folder, self.split = Path(images), split
-        if not self.folder.is_dir():
-            raise ValueError(f"coco: no folder of images {images}")
+    def __init__(self, instances: str, captions: str | None = None, split: str = "train"):
+        self.split = split
         body = _read(instances, ("images", "annotations", "categories"))
         told = _read(captions, ("annotations",)) if captions else {"annotations": []}
         self._categories = {entry["id"]: str(entry["name"]) for entry in body["categories"]}
@@ -91,7 +88,7 @@ class CocoSource:
             for e in entries
         ]
         self._about = {
-            "name": "coco", "split": split, "images": self.folder.name, "instances": file_stamp(instances),
+            "name": "coco", "split": split, "instances": file_stamp(instances),
             "captions": file_stamp(captions) if captions else None,
             "annotations_without_image": sum(len(lost) for lost in objects.values()),
         }
@@ -100,7 +97,7 @@ class CocoSource:
         return len(self._packed)
 
     def record(self, index: int) -> Record:
-        """Image ``index`` by id; OSError where its file cannot be read."""
+        """Image ``index`` by id, its ``image`` empty; ``origin["file_name"]`` says where that lies."""
         image, objects, words = json.loads(zlib.decompress(self._packed[index]))
         height, width = int(image["height"]), int(image["width"])
         instances: list[Instance] = []
@@ -121,14 +118,13 @@ class CocoSource:
                 skipped.append(["empty_mask", str(entry["id"])])
         captions = [text for text in (str(word["caption"]).strip() for word in words) if text]
         return Record(
-            key=f"coco-{self.split}-{str(image['id']).zfill(12)}",
-            image=(self.folder / image["file_name"]).read_bytes(),
+            key=f"coco-{self.split}-{str(image['id']).zfill(12)}", image=b"",
             extension=Path(image["file_name"]).suffix[1:].lower(), width=width, height=height,
             instances=instances, caption=captions[0] if captions else "", captions=captions,
             origin=self._origin(image, skipped),
         )
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Split, the files' names and hashes, and how many annotations name an image that is not listed."""
         return self._about
 
@@ -141,6 +137,30 @@ class CocoSource:
             **{key: image[key] for key in _CARRIED if key in image},
         }
         return {**origin, "skipped": skipped} if skipped else origin
+
+
+@register("source", "coco")
+class CocoSource:
+    """COCO-style data: a folder of images, an instances file and, if there is one, a captions file."""
+
+    def __init__(self, images: str, instances: str, captions: str | None = None, split: str = "train"):
+        self.folder = Path(images)
+        if not self.folder.is_dir():
+            raise ValueError(f"coco: no folder of images {images}")
+        self.annotations = CocoAnnotations(instances, captions, split)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def record(self, index: int) -> Record:
+        """Image ``index`` by id; OSError where its file cannot be read."""
+        record = self.annotations.record(index)
+        record.image = (self.folder / record.origin["file_name"]).read_bytes()
+        return record
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the annotations say of themselves, and the folder's name."""
+        return {**self.annotations.describe(), "images": self.folder.name}
 
 
 def _read(path: str, sections: tuple[str, ...]) -> dict[str, Any]:

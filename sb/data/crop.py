@@ -90,15 +90,21 @@ def crop_image(image: Image.Image, width: int, height: int, frame: Frame, size_p
 def crop_outline(mask: Pixels, frame: Frame, size_px: int) -> Pixels:
     """The object (H, W) inside the frame as (S, S): covered by at least half, and never lost if it was in frame."""
     part = mask[frame.y : frame.y + frame.side, frame.x : frame.x + frame.side].T  # masks lie in memory by columns
-    if frame.side != size_px:
-        method = Image.Resampling.BOX if frame.side > size_px else Image.Resampling.BILINEAR
-        grey = Image.fromarray(np.ascontiguousarray(part) * np.uint8(255))
-        covered = np.asarray(grey.resize((size_px, size_px), method))
-        small = (covered >= min(128, max(int(covered.max()), 1))).view(np.uint8)
-        if not small.any() and (pixel := pixel_of(part)) is not None:  # less than half a grey value
-            small[int(pixel[1] * size_px / frame.side), int(pixel[0] * size_px / frame.side)] = 1
-        part = small
+    part = scale_mask(part, size_px, size_px)
     return part.T[:, ::-1] if frame.flip else part.T
+
+
+def scale_mask(mask: Pixels, height: int, width: int) -> Pixels:
+    """An object's mask (H, W) as (height, width): covered by at least half, and never lost if there was any of it."""
+    if mask.shape == (height, width):
+        return mask
+    method = Image.Resampling.BOX if mask.shape[1] > width else Image.Resampling.BILINEAR
+    grey = Image.fromarray(np.ascontiguousarray(mask) * np.uint8(255))
+    covered = np.asarray(grey.resize((width, height), method))
+    small = (covered >= min(128, max(int(covered.max()), 1))).view(np.uint8)
+    if not small.any() and (pixel := pixel_of(mask)) is not None:  # less than half a grey value
+        small[int(pixel[1] * height / mask.shape[0]), int(pixel[0] * width / mask.shape[1])] = 1
+    return small
 
 
 def enough_pixels(width: int, height: int, frame: Frame, size_px: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from sb.config import write_whole
 from sb.data.captions import Captions
 from sb.data.decode import BAD_PICTURE
 from sb.data.index import write_index
-from sb.data.schema import Record, Source
+from sb.data.schema import TRUTH, Record, Source
 from sb.data.verify import read_samples
 
 BUILD = ".build"
@@ -92,7 +92,8 @@ class ShardWriter:
         counts["labels"].update(thing.label for thing in record.instances if not thing.crowd)
         counts["keys"].append(record.key)
         body = json.dumps(record.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-        return {"__key__": record.key, record.extension: record.image, "json": body}
+        members = {record.extension: record.image, "json": body}
+        return {"__key__": record.key, **members, **({TRUTH: record.truth} if record.truth else {})}
 
     def _record(self, index: int) -> Record:
         """Item ``index``, checked; raises Skipped where it is left out, ValueError where the build has to stop."""

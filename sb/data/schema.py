@@ -1,6 +1,7 @@
 """The shard schema: what one sample of a shard holds, for every source that writes and every reader.
 
-A sample is two tar members that share a key: ``KEY.jpg`` or ``KEY.png`` (the image as stored) and ``KEY.json``.
+A sample is two tar members that share a key: ``KEY.jpg`` or ``KEY.png`` (the image as stored) and ``KEY.json``. Where
+the picture without its objects is known, a third holds it: ``KEY.truth.png``. Training reads past it.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 SCHEMA_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TRUTH = "truth.png"  # the extension of the true background
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Record:
     """One image with its objects, as a source gives it and a shard holds it.
 
     key: unique over all sources (``coco-train-000000000250``). caption: the whole image's, empty if there is none;
-    captions: all of them. origin: licence, url, split and whatever else the source says of the image.
+    captions: all of them. origin: licence, url, split and whatever else the source says of the image. truth:
+    where it is known, the picture as it was before its objects were put in, as a PNG of the same size.
     """
 
     key: str
@@ -44,11 +47,12 @@ class Record:
     caption: str = ""
     captions: list[str] = field(default_factory=list)
     origin: dict[str, Any] = field(default_factory=dict)
+    truth: bytes | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The json member."""
         body = asdict(self)
-        del body["image"]
+        del body["image"], body["truth"]
         return {"schema_version": SCHEMA_VERSION, **body}
 
 

@@ -44,10 +44,12 @@ class ShapeObject:
 
 @dataclass
 class Scene:
-    """A drawn scene: image and background (the scene without the target) (H, W, 3) uint8; the target comes last."""
+    """A drawn scene: image, background (the scene without the target) and ground (without any object), (H, W, 3) uint8;
+    the target comes last."""
 
     image: Pixels
     background: Pixels
+    ground: Pixels
     background_kind: str
     objects: list[ShapeObject]
 
@@ -81,6 +83,7 @@ def draw_scene(seed: int, size_px: int = 64) -> Scene:
     numbers = rng.random(56).tolist()
     kind = BACKGROUNDS[int(4 * numbers[0])]
     canvas = paint_background(kind, _muted_tones(numbers[1:9]), numbers[9:49], size_px, unit)
+    ground = _to_bytes(canvas)
     places = _places(rng, num_objects=1 + int(3 * numbers[49]), unit=unit)
     things: list[ShapeObject] = []
     background = canvas
@@ -98,7 +101,7 @@ def draw_scene(seed: int, size_px: int = 64) -> Scene:
             under.outline[covered] = 0
         things.append(ShapeObject(**thing, outline=covered.astype(np.uint8), is_target=index == len(places) - 1))
     things = [thing for thing in things if thing.outline.any()]
-    return Scene(_to_bytes(canvas), _to_bytes(background), kind, things)
+    return Scene(_to_bytes(canvas), _to_bytes(background), ground, kind, things)
 
 
 def _places(rng: np.random.Generator, num_objects: int, unit: float) -> list[tuple[float, float, float]]:

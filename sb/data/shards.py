@@ -18,7 +18,7 @@ from sb.data.cache import FileCache
 from sb.data.index import index_address, is_remote, open_address, parse_index, read_index
 from sb.data.latents import ROWS, TEXTS, Latents, TextTable, same_latents
 from sb.data.ledger import Broken
-from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
+from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION, TRUTH
 
 OPEN_FILES = 32
 OPEN_INDEXES = 64
@@ -46,13 +46,15 @@ class Shard:
 class RawSample:
     """A sample as stored: ``name`` says where it lies (tar/key), ``image`` and ``record`` are the members' bytes.
 
-    variant: which of the image's fixed frames is asked for; of latent shards, ``image`` is that frame's moments.
+    variant: which of the image's fixed frames is asked for; of latent shards, ``image`` is that frame's moments. truth:
+    the true background (PNG) of a sample that has one.
     """
 
     name: str
     image: bytes
     record: bytes
     variant: int | None = None
+    truth: bytes | None = None
 
 
 @dataclass
@@ -188,14 +190,15 @@ class ShardStore:
             if extension is None or "json" not in members:
                 raise Broken("missing_key", name)
             file = self._open(shard)
-            image, record = (os.pread(file, size, offset) for offset, size in (members[extension], members["json"]))
+            wanted = [members[name] for name in (extension, "json", TRUTH) if name in members]
+            found = [os.pread(file, size, offset) for offset, size in wanted]
         except OSError:
             if is_remote(self.shards[shard].address):
                 self._failed[shard] = time.monotonic()
             raise Broken("unreachable", name) from None
-        if len(image) < members[extension][1] or len(record) < members["json"][1]:
+        if any(len(body) < size for body, (_, size) in zip(found, wanted, strict=True)):
             raise Broken("truncated", name)
-        return RawSample(name, image, record, variant)
+        return RawSample(name, found[0], found[1], variant, *found[2:])
 
     def fetch_ahead(self, shards: Sequence[int]) -> bool:
         """Fetch remote shards in the background, so that the block that needs them does not wait.

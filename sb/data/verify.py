@@ -21,7 +21,7 @@ from sb.data.decode import decode_mask
 from sb.data.index import index_address, index_tar, is_remote, open_address, read_index
 from sb.data.latents import ROWS, TEXTS, Latents, TextTable, same_latents
 from sb.data.ledger import Broken
-from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION
+from sb.data.schema import IMAGE_EXTENSIONS, SCHEMA_VERSION, TRUTH
 from sb.data.shards import Shard, list_shards
 
 _FIELDS = {"key": str, "extension": str, "width": int, "height": int, "instances": list, "caption": str,
@@ -85,7 +85,7 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def read_samples(where: str, only: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples(where: str | Sequence[str], only: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members (or ``only`` those) of each sample of a shard set, in order, local or remote.
 
     Raises ValueError where there are no shards, or where a shard ends inside a sample.
@@ -195,7 +195,10 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report, latent
     if wrong:
         return [f"json {line}" for line in wrong]
     lines = [] if body["key"] == key else [f"json says its key is {body['key']}"]
-    lines += _check_image(members[images[0]], body) if latents is None else _check_latents(members, latents)
+    pictures = {"image": members[images[0]]} if latents is None else {}
+    pictures |= {TRUTH: members[TRUTH]} if TRUTH in members else {}
+    lines += [line for what, content in pictures.items() for line in _check_image(what, content, body)]
+    lines += _check_latents(members, latents) if latents else []
     if not all(isinstance(thing, dict) for thing in body["instances"]):
         return lines + ["json has an instance that is no object with keys"]
     ids = Counter(str(thing.get("id")) for thing in body["instances"])
@@ -208,15 +211,15 @@ def _check_sample(key: str, members: Mapping[str, bytes], report: Report, latent
     return lines
 
 
-def _check_image(content: bytes, body: Mapping[str, Any]) -> list[str]:
+def _check_image(what: str, content: bytes, body: Mapping[str, Any]) -> list[str]:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             size = picture.size
     except Exception as error:  # whatever a decoder raises, the picture is broken
-        return [f"image cannot be decoded: {error}"]
+        return [f"{what} cannot be decoded: {error}"]
     agree = size == (body["width"], body["height"])
-    return [] if agree else [f"image is {size[0]}x{size[1]}, json says {body['width']}x{body['height']}"]
+    return [] if agree else [f"{what} is {size[0]}x{size[1]}, json says {body['width']}x{body['height']}"]
 
 
 def _check_texts(latents: Latents | None) -> list[str]:

@@ -23,11 +23,12 @@ Paint = Callable[..., list[Result]]
 class ShapesCase:
     """One unseen scene: image with its target and background without (3, H, W) uint8, the target's outline and words.
 
-    outline: (1, H, W) uint8. seed: of the noise.
+    ground: (3, H, W) uint8, without any object. outline: (1, H, W) uint8. seed: of the noise.
     """
 
     image: Tensor
     background: Tensor
+    ground: Tensor
     outline: Tensor
     shape: str
     colour: str
@@ -49,8 +50,9 @@ def make_cases(num_requests: int, seed: int = 0, size_px: int = 64) -> list[Shap
         scene = draw_scene(scene_seed("test", seed, index), size_px)
         target = scene.target
         cases.append(ShapesCase(
-            _channels_first(scene.image), _channels_first(scene.background), torch.from_numpy(target.outline)[None],
-            target.shape, target.colour, target.texture, seed=seed * 1_000_003 + index,
+            _channels_first(scene.image), _channels_first(scene.background), _channels_first(scene.ground),
+            torch.from_numpy(target.outline)[None], target.shape, target.colour, target.texture,
+            seed=seed * 1_000_003 + index,
         ))
     return cases
 

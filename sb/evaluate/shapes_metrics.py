@@ -3,7 +3,7 @@
 The object in a result is what is saturated in colour and differs by more than 20 of 255 from the true background: a
 painted pixel of the background's own colour is no object, whatever it was meant to be.
 
-Legend: B requests, H W pixels, D features of the oracle.
+Legend: B requests, H W pixels.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sb.evaluate.frechet import frechet_distance
 from sb.evaluate.oracle import NONE, Oracle
 from sb.evaluate.requests import ShapesCase
 from sb.masks import dilate
@@ -58,17 +59,6 @@ def decibel(squared_error: float, count: float) -> float:
     """PSNR of a summed squared error in [0, 255]^2 over a number of values, at most 60 dB."""
     mean = squared_error / count if count else 0.0
     return MAX_DB if mean <= 255.0**2 / 10 ** (MAX_DB / 10) else 10 * math.log10(255.0**2 / mean)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance between normal fits of two feature sets (N, D): 0 for the same set."""
-    first, second = a.double(), b.double()
-    cov_a, cov_b = torch.cov(first.T), torch.cov(second.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    gap = (first.mean(0) - second.mean(0)).square().sum()
-    return max(0.0, float(gap + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
 @dataclass

@@ -25,8 +25,8 @@ from sb.data.shapes import draw_scene, scene_seed
 from sb.data.shards import ShardStore
 from sb.data.tasks import ObjectTask, TaskContext
 from sb.denoising import PaintOptions
-from sb.evaluate.compare import DEVIATIONS
 from sb.evaluate.oracle import Oracle, boxes_of
+from sb.evaluate.quantity import DEVIATIONS
 from sb.evaluate.requests import Paint, ShapesCase, masks_at, paint_cases
 from sb.evaluate.seams import colour_shift, seams
 from sb.evaluate.shapes import painted_of
@@ -152,7 +152,8 @@ def measure_removal(
     """Every scene's target erased, under its mask at a level, grown by the anti-aliased edge.
 
     none: share of places where the oracle sees no object. background_db: against the true background in the mask;
-    vae_db: of the VAE's reconstruction of that background in the same mask, the most that can be had.
+    vae_db: of the VAE's reconstruction of that background in the same mask. ground_db: of the ground without objects,
+    the most that can be had by who knows the pattern, and nothing of the neighbours behind the mask.
     """
     background = torch.stack([case.background for case in cases])
     edge = torch.stack([(case.image != case.background).any(0, keepdim=True) for case in cases]).to(torch.uint8)
@@ -170,7 +171,8 @@ def measure_removal(
 
     return {
         "none": read.shape.count("none") / len(cases), "background_db": db(pixels),
-        "vae_db": db(reconstruct(background)), "object_db": db(torch.stack([case.image for case in cases])),
+        "vae_db": db(reconstruct(background)), "ground_db": db(torch.stack([case.ground for case in cases])),
+        "object_db": db(torch.stack([case.image for case in cases])),
     }
 
 

@@ -41,6 +41,8 @@ def test_background_differs_exactly_where_the_target_is(size_px: int) -> None:
         target = scene.target.outline.astype(bool)
         assert changed[target].all()
         assert changed.sum() - target.sum() < 2.0 * size_px * 5  # only an edge of mixed pixels beyond the outline
+        behind = (scene.background != scene.ground).any(2)
+        assert behind.any() == (len(scene.objects) > 1)
 
 
 def test_outlines_are_disjoint_and_objects_have_their_colour() -> None:

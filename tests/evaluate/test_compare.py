@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sb.evaluate.compare import PER_REQUEST, compare, table
+from sb.evaluate.compare import PER_REQUEST, compare, grid, parse_systems, table
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -23,7 +23,7 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-def folder(path: Path, metrics: dict[str, list[float]], **other: Any) -> Path:
+def folder(path: Path, metrics: dict[str, Any], **other: Any) -> Path:
     count = len(next(iter(metrics.values())))
     found = {"size_px": 64, "oracle": 7, "seeds": list(range(count)), "texts": ["red disc"] * count, "metrics": metrics}
     path.mkdir()
@@ -32,28 +32,82 @@ def folder(path: Path, metrics: dict[str, list[float]], **other: Any) -> Path:
 
 
 def test_the_interval_is_of_the_paired_difference(tmp_path: Path) -> None:
-    a = folder(tmp_path / "a", {"iou": [0.1, 0.5, 0.9, 0.3], "only_a": [1, 1, 1, 1], "text": [0, 1, 0, 1]})
-    b = folder(tmp_path / "b", {"iou": [0.2, 0.7, 1.0, 0.5], "text": [1, 0, 0, 1]})
+    base, gaps = torch.randn(2, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = folder(tmp_path / "a", {"iou": base.tolist(), "only_a": [1.0] * 400, "text": [0.0, 1.0] * 200})
+    b = folder(tmp_path / "b", {"iou": (base + 0.15 + 0.1 * gaps).tolist(), "text": [1.0, 0.0] * 200})
     better, same = compare(a, b)
-    assert (better.metric, better.a, better.b) == ("iou", pytest.approx(0.45), pytest.approx(0.6))
-    margin = 1.96 * (1 / 300) ** 0.5 / 2  # the differences are .1 .2 .1 .2: variance 1/300
-    assert better[3:] == pytest.approx((0.15, 0.15 - margin, 0.15 + margin))
-    assert same.difference == 0 and same.low == -same.high < 0
+    assert (better.metric, better.a, better.requests, better.runs) == ("iou", pytest.approx(base.mean()), 400, (1, 1))
+    assert better.difference == pytest.approx(better.b - better.a) == pytest.approx(0.15 + 0.1 * gaps.mean())
+    margin = 1.96 * 0.1 * float(gaps.std()) / 20  # the requests' own spread, ten times as wide, is gone
+    assert better.low == pytest.approx(better.difference - margin, abs=0.1 * margin)
+    assert better.high == pytest.approx(better.difference + margin, abs=0.1 * margin)
+    assert same.difference == 0 and same.low < 0 < same.high
     lines = table([better, same]).splitlines()
-    assert lines[1].startswith("iou") and lines[1].endswith("*") and not lines[2].endswith("*")
+    assert lines[1].startswith("iou") and lines[1].endswith("1, 1 x 400 *") and not lines[2].endswith("*")
+    assert table([better, same], markdown=True).splitlines()[:2] == [
+        "| metric | A | B | B - A | 95 % interval | runs x requests |  |", "|---|---|---|---|---|---|---|"
+    ]
 
 
 def test_the_interval_covers_the_truth_95_times_in_100(tmp_path: Path) -> None:
-    draws = torch.randn(300, 2, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    hits = 0
+    draws = torch.randn(60, 2, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a, b = folder(tmp_path / "a", {"x": [0.0] * 100}), folder(tmp_path / "b", {"x": [0.0] * 100})
-    empty = json.loads((a / PER_REQUEST).read_text())
-    for first, second in draws.tolist():
-        (a / PER_REQUEST).write_text(json.dumps({**empty, "metrics": {"x": first}}))
-        (b / PER_REQUEST).write_text(json.dumps({**empty, "metrics": {"x": second}}))
-        (row,) = compare(a, b)
-        hits += row.low < 0 < row.high
-    assert 0.91 < hits / 300 < 0.98
+    for place, side in ((a, 0), (b, 1)):
+        held = json.loads((place / PER_REQUEST).read_text())
+        held["metrics"] = {f"trial_{number}": values for number, values in enumerate(draws[:, side].tolist())}
+        (place / PER_REQUEST).write_text(json.dumps(held))
+    assert 53 <= sum(row.low < 0 < row.high for row in compare(a, b)) < 60
+
+
+def test_runs_of_a_side_count_as_one_another(tmp_path: Path) -> None:
+    """Requests answer alike, runs do not: many requests of three runs say no more than three numbers."""
+    noise = 0.01 * torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    effects = torch.tensor([0.0, 0.3, 0.6, 0.4, 0.7, 1.0])
+    runs = [
+        folder(tmp_path / str(run), {"iou": (effects[run] + noise[run]).tolist()}) for run in range(6)
+    ]
+    (three,) = compare(runs[:3], runs[3:])
+    (one,) = compare(runs[0], runs[3:4])
+    assert three.runs == (3, 3) and three.requests == 200 and one.runs == (1, 1)
+    assert three.difference == pytest.approx(0.4, abs=0.01) == one.difference
+    assert three.high - three.low > 0.6 and one.high - one.low < 0.02
+    assert compare(runs[:2], runs[3:])[0].runs == (2, 3)
+
+
+def test_background_is_given_in_decibel_of_the_pooled_error(tmp_path: Path) -> None:
+    white = 255.0**2
+    a = folder(tmp_path / "a", {"background_mse_box": [white / 1000] * 50})
+    b = folder(tmp_path / "b", {"background_mse_box": [0.0, white / 50] * 25})  # a hundredth on the average
+    (row,) = compare(a, b)
+    assert (row.metric, row.a, row.b) == ("background_db_box", pytest.approx(30), pytest.approx(20))
+    assert row.difference == pytest.approx(-10) and -11.5 < row.low < -10.5 and -9.5 < row.high < -8
+    clean = folder(tmp_path / "clean", {"background_mse_box": [0.0] * 50})
+    assert compare(a, clean)[0].b == 60
+
+
+def test_requests_without_a_value_are_left_out_of_both(tmp_path: Path) -> None:
+    a = folder(tmp_path / "a", {"dice": [0.5, None, 0.7, 0.6]})
+    b = folder(tmp_path / "b", {"dice": [0.6, 0.1, 0.8, float("nan")]})
+    (row,) = compare(a, b)
+    assert (row.a, row.b, row.requests) == (pytest.approx(0.6), pytest.approx(0.7), 2)
+    assert (row.difference, row.low, row.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_grid_tells_each_system_and_what_the_first_has_over_it(tmp_path: Path) -> None:
+    folder(tmp_path / "a0", {"iou": [0.5] * 9, "mask_iou": [0.75] * 9})
+    folder(tmp_path / "a1", {"iou": [0.5] * 9, "mask_iou": [0.75] * 8 + [None]})
+    folder(tmp_path / "b", {"iou": [0.25] * 9, "background_mse": [65.025] * 9})
+    systems = parse_systems([f"full={tmp_path}/a0,{tmp_path}/a1", f"bare={tmp_path}/b"])
+    assert grid(systems).splitlines() == [
+        "|  | runs x requests | iou | mask_iou | background_db |",
+        "|---|---|---|---|---|",
+        "| full | 2 x 9 | 0.500 (0.500 to 0.500) | 0.750 (0.750 to 0.750, n = 8) | - |",
+        r"| bare | 1 x 9 | 0.250 (0.250 to 0.250)<br>-0.250 (-0.250 to -0.250)\* | - | 30.000 (30.000 to 30.000) |",
+    ]
+    assert grid(systems, ["mask_iou"]).splitlines()[0] == "|  | runs x requests | mask_iou |"
+    for wrong in (["full"], ["=a"], ["a=b,"], ["a=b", "a=c"]):
+        with pytest.raises(ValueError, match="must read NAME=DIR"):
+            parse_systems(wrong)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -62,19 +116,28 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     more = folder(tmp_path / "more", {"iou": [0.1, 0.5, 0.2]})
     read = folder(tmp_path / "read", {"iou": [0.1, 0.5]}, oracle=8)
     large = folder(tmp_path / "large", {"iou": [0.1, 0.5]}, size_px=128)
+    listed = folder(tmp_path / "listed", {"iou": [0.1, 0.5]}, list="1f")
+    short = folder(tmp_path / "short", {"iou": [0.1, 0.5], "text": [1.0]})
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / PER_REQUEST).write_text("{")
 
-    def run(other: Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["compare.py", str(a), str(other)])
+    def run(*arguments: Path | str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
         code = tool("compare").main()
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
-    assert run(a)[0] == 0
+    assert run(a, a)[0] == 0 and run("--a", a, "--b", a, "--markdown")[1].startswith("| metric")
+    assert run("--grid", f"x={a}", f"y={a}", "--metrics", "iou")[1].startswith("|  | runs")
     for other, says in ((more, "2 and 3 requests"), (large, "size_px differ"), (read, "two oracles"),
+                        (listed, "list differ"), (short, "lists of [1, 2] requests"),
                         (tmp_path, "holds no per_request"), (tmp_path / "bad", "is not readable")):
-        code, printed = run(other)
+        code, printed = run(a, other)
+        assert code == 2 and says in printed and printed.count("\n") == 1
+    for arguments, says in (((a,), "give two folders"), (("--a", a), "give two folders"), ((a, a, "--grid", f"x={a}"),
+                            "give two folders"), (("--a", a, a, "--b", a), "each of its runs once"),
+                            ((a, a, "--metrics", "uio"), "did you mean 'iou'")):
+        code, printed = run(*arguments)
         assert code == 2 and says in printed and printed.count("\n") == 1
 
 

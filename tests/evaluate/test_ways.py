@@ -145,6 +145,9 @@ def test_removal_of_a_painter_that_knows_the_background(cases, oracle):
     assert found["background_db"] == 60 and found["object_db"] < 20
     assert found["vae_db"] == pytest.approx(20 * torch.log10(torch.tensor(255 / 5)).item(), abs=0.5)
     assert set(seen) == {("remove", "")}
+    ground = {case.seed: case.ground for case in cases}
+    known = measure_removal(Known(lambda request, options: ground[request.seed]), cases, oracle, lambda p: p, 0)
+    assert known["background_db"] == pytest.approx(found["ground_db"]) and 20 < found["ground_db"] < 60
 
 
 def test_on_photos_the_object_is_what_the_head_says(cases):

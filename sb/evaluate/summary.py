@@ -1,0 +1,130 @@
+"""What a finished list says: every metric overall, by level, by size of the object and by class, with intervals.
+
+Legend: N requests, D width of a feature network.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sb.evaluate.lists import Case
+from sb.evaluate.quantity import Quantity, mean_of
+
+# COCO's areas of small and medium objects, 32^2 and 96^2 px, as shares of its usual 640x480 px picture
+SIZES = {"small": 32**2 / (640 * 480), "medium": 96**2 / (640 * 480), "large": math.inf}
+FOLDS = 10
+DEVIATIONS = 1.96  # standard errors each side: 95 % of a normal distribution
+FOLDED_WIDTH = 512  # features, up to which groups' distances have intervals: a wider network's take minutes
+LOWER = ("fid", "local_fid", "background_lpips", "seam", "colour_shift")  # the less the better, also as prefixes
+EITHER = ("diversity",)  # neither more nor less is better
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Metrics of many requests together: ``of`` their numbers (n,). width: of the rows that it looks at."""
+
+    of: Callable[[Tensor], Mapping[str, float]]
+    width: int
+
+
+def size_of(case: Case) -> str:
+    """small, medium or large, by the share of the picture that the object covers, or its mask where none is known."""
+    outline = case.outline_pixels()
+    share = float((case.mask_pixels() if outline is None else outline).double().mean())
+    return next(name for name, limit in SIZES.items() if share < limit)
+
+
+def groups_of(cases: Sequence[Case]) -> dict[str, dict[str, Tensor]]:
+    """Numbers of the cases (n,) by group, for each way of grouping: ``level`` (``2 of 5``), ``size``, ``class``."""
+    found: dict[str, dict[str, list[int]]] = {"level": {}, "size": {}, "class": {}}
+    for number, case in enumerate(cases):
+        names = {"level": f"{case.level:g} of {case.num_levels}", "size": size_of(case), "class": case.label}
+        for way, name in names.items():
+            found[way].setdefault(name, []).append(number)
+    order: dict[str, Callable[[str], Any]] = {"level": share_of, "size": list(SIZES).index, "class": str}
+    return {
+        way: {name: torch.tensor(groups[name]) for name in sorted(groups, key=order[way])}
+        for way, groups in found.items()
+    }
+
+
+def share_of(level: str) -> float:
+    """Where ``2 of 5`` stands between the outline, 0, and the box, 1."""
+    own, _, last = level.partition(" of ")
+    return float(own) / (float(last) or 1)
+
+
+def summarise(
+    cases: Sequence[Case], values: Mapping[str, Tensor], pooled: Sequence[Pooled] = ()
+) -> dict[str, Any]:
+    """``overall`` by metric, and ``level``, ``size`` and ``class`` by group and metric, each value with its interval.
+
+    values: (N,) by metric. pooled: left out of the classes, which are small.
+    """
+    groups = groups_of(cases)
+    everything = torch.arange(len(cases))
+
+    def row(numbers: Tensor, way: str) -> dict[str, dict[str, Any]]:
+        found = {name: mean_of(column[numbers]) for name, column in values.items()}
+        for metric in pooled if way != "class" else ():
+            found |= folded(metric, numbers, FOLDS if not way or metric.width <= FOLDED_WIDTH else 0)
+        return {name: _plain(quantity) for name, quantity in found.items()}
+
+    return {
+        "overall": row(everything, ""),
+        **{
+            way: {name: row(numbers, way) for name, numbers in found.items()} for way, found in groups.items()
+        },
+    }
+
+
+def folded(metric: Pooled, numbers: Tensor, folds: int = FOLDS) -> dict[str, Quantity]:
+    """Pooled metrics with normal intervals of a jackknife, for which each of the folds is left out once; none for 0.
+
+    A bootstrap would repeat requests, which a Frechet distance takes for a narrower distribution.
+    """
+    whole = metric.of(numbers)
+    folds = min(folds, len(numbers))
+    shuffled = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
+    parts = shuffled.tensor_split(folds) if folds > 1 else ()
+    left = [metric.of(torch.cat([*parts[:n], *parts[n + 1:]]).sort().values) for n in range(len(parts))]
+    found = {}
+    for name, value in whole.items():
+        each = torch.tensor([other[name] for other in left], dtype=torch.float64)
+        margin = DEVIATIONS * math.sqrt((folds - 1) * float(each.var(correction=0))) if left else math.nan
+        found[name] = Quantity(value, value - margin, value + margin, len(numbers))
+    return found
+
+
+def better(metric: str) -> str:
+    """``higher``, ``lower``, or "" where neither is better."""
+    return "" if metric.startswith(EITHER) else "lower" if metric.startswith(LOWER) else "higher"
+
+
+def ranked(values: Mapping[str, Tensor]) -> list[int]:
+    """Numbers of the requests from best to worst: by the mean, over the metrics that a request has, of the share of
+    requests that it beats."""
+    shares = []
+    for name, column in values.items():
+        if better(name):
+            known = column[~column.isnan()]
+            signed, others = (side if better(name) == "higher" else -side for side in (column, known))
+            beaten = (signed[:, None] > others).double() + 0.5 * (signed[:, None] == others).double()  # (N, known)
+            shares.append(torch.where(column.isnan(), math.nan, beaten.mean(1)))
+    if not shares:
+        return list(range(len(next(iter(values.values()), ()))))
+    score = torch.stack(shares).nanmean(0).nan_to_num(0.5)
+    return [int(n) for n in score.argsort(descending=True, stable=True)]
+
+
+def _plain(quantity: Quantity) -> dict[str, Any]:
+    """As strict JSON holds it, in six digits."""
+    return {name: value if isinstance(value, int) else _digits(value) for name, value in asdict(quantity).items()}
+
+
+def _digits(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
