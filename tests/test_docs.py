@@ -1,7 +1,7 @@
 """What README and docs tell a reader to type works: their ``sh`` blocks run, in order, beside small models and data.
 
-Above a block ``<!-- slow: why -->`` leaves it to the slow tests, ``<!-- not run: why -->`` only has its tools, flags and
-run files checked, and ``<!-- file: NAME -->`` writes a block of any language to that file.
+Above a block ``<!-- slow: why -->`` leaves it to the slow tests, ``<!-- not run: why -->`` only has its tools, flags
+and run files checked, and ``<!-- file: NAME -->`` writes a block of any language to that file.
 """
 
 import re

@@ -37,7 +37,7 @@ def tiny() -> TinyVAE:
     return TinyVAE(stages=1, widths=[8, 8], blocks=1, scale=0.7, shift=-0.2)
 
 
-@pytest.fixture(scope="module", params=["kl", "tiny"])
+@pytest.fixture(scope="module", params=["kl", pytest.param("tiny", marks=pytest.mark.slow)])
 def written(request, tmp_path_factory) -> Written:
     """Levels beside a KL VAE, in training mode; no levels beside a tiny one, in bf16."""
     torch.manual_seed(0)
