@@ -131,7 +131,7 @@ class Dropping(UNet):
         return super().forward(torch.nn.functional.dropout(x, 0.5, self.training), t, cond)
 
 
-@pytest.mark.parametrize("denoiser", ["unet", "dropping"])
+@pytest.mark.parametrize("denoiser", [pytest.param("unet", marks=pytest.mark.slow), "dropping"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(denoiser, tiny_overrides, tmp_path, own_registry):
     register("denoiser", "dropping")(Dropping)
     overrides = [*tiny_overrides, "trainer.images=24", "trainer.val_every_images=12",

@@ -116,7 +116,7 @@ def process_that_hangs(folder, when):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_while_it_starts_asks_for_another_start(tmp_path, number):
     (tmp_path / "REQUEUE").write_text("of an earlier time")
     process = process_that_hangs(tmp_path, "starting")
