@@ -93,7 +93,7 @@ def card(config: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[st
     return CARD.format(
         licence=front, tags="inpainting, smartbrush" if paints else "autoencoder", name=meta["name"],
         what=SMARTBRUSH.format(abilities=_abilities(config)) if paints else AUTOENCODER,
-        load=PAINTER if paints else PART, data=_data(meta["training_data"]),
+        load=PAINTER if paints else PART, data=_data(meta.get("training_data", [])),
         training=_table(["setting", "value"], _settings(config, meta)),
         measured=_measured(metrics) if paints else "See `val/` in the run's TensorBoard.",
         use=PAINTER_USE if paints else PART_USE, limits=LIMITS.format(size=config["image_size"]),
@@ -115,7 +115,7 @@ def _data(entries: list[Mapping[str, Any]]) -> str:
     """A row for each set of shards: how often it is drawn, how much it holds, where from, under which licences."""
     rows = []
     for entry in entries:
-        for found in entry["sets"] or [{"shards": entry["shards"]}]:
+        for found in entry.get("sets") or [{"shards": entry["shards"]}]:
             licences = [f"{name or NOT_STATED} ({count:,})" for name, count in (found.get("licences") or {}).items()]
             source = [f"{key} {value}" for key, value in (found.get("source") or {}).items() if value]
             told = (f"{found['images']:,}" if found.get("images") else "", ", ".join(source), ", ".join(licences))
@@ -126,7 +126,7 @@ def _data(entries: list[Mapping[str, Any]]) -> str:
 def _settings(config: Mapping[str, Any], meta: Mapping[str, Any]) -> list[list[Any]]:
     trainer, optimizer = config["trainer"], config["optimizer"]
     rows = [
-        ["images seen", f"{meta['images_seen']:,} of {trainer['images']:,}"],
+        ["images seen", f"{meta['images_seen']:,} of {trainer['images']:,}" if "images_seen" in meta else NOT_STATED],
         ["image size, px", config["image_size"]],
         ["batch", config["data"]["batch_size"] * trainer.get("accumulate", 1)],
         ["objective", _line(config["objective"])], ["optimizer", _line(optimizer)],
@@ -149,7 +149,7 @@ def _figures(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
     for place in places(folder):
         if (place / "metrics.json").is_file():
             metrics: dict[str, Any] = json.loads((place / "metrics.json").read_text())
-            if metrics.get("images_seen") == meta["images_seen"]:
+            if metrics.get("images_seen") == meta.get("images_seen") is not None:
                 return metrics
     return None
 

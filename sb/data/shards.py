@@ -172,8 +172,11 @@ class ShardStore:
         return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict(), "_ahead": None,
                 "_failed": {}}
 
-    def read(self, shard: int, sample: int, variant: int | None = None) -> RawSample:
-        """The bytes of one sample, of latent shards with one frame's moments; Broken says why there are none."""
+    def read(self, shard: int, sample: int, variant: int | None = None, truth: bool = False) -> RawSample:
+        """The bytes of one sample, of latent shards with one frame's moments; Broken says why there are none.
+
+        truth: also the true background, where the sample has one.
+        """
         name = f"{self.shards[shard].name}/#{sample}"
         if shard in self._failed and time.monotonic() - self._failed[shard] < RETRY_S:
             raise Broken("unreachable", name)
@@ -190,7 +193,8 @@ class ShardStore:
             if extension is None or "json" not in members:
                 raise Broken("missing_key", name)
             file = self._open(shard)
-            wanted = [members[name] for name in (extension, "json", TRUTH) if name in members]
+            asked = (extension, "json", TRUTH) if truth else (extension, "json")
+            wanted = [members[name] for name in asked if name in members]
             found = [os.pread(file, size, offset) for offset, size in wanted]
         except OSError:
             if is_remote(self.shards[shard].address):

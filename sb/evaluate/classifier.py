@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,12 +50,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A residual network on crops; ``accuracy`` holds what was measured on unseen cut-outs on unseen photos.
-
-    It is a reader (``read``) and a feature network (``features``) of the evaluation.
-    """
-
-    name = "classifier"
+    """A residual network on crops; ``accuracy`` holds what was measured on unseen cut-outs on unseen photos."""
 
     def __init__(self, classes: Sequence[str], width: int = 24):
         super().__init__()
@@ -82,18 +76,6 @@ class Classifier(nn.Module):
             logits = self(crops).softmax(1) + self(crops.flip(3)).softmax(1)
             words += [[*self.classes, NONE][index] for index in logits.argmax(1).tolist()]
         return words
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Features (B, D) of whole images (B, 3, H, W) uint8, which the caller has cropped."""
-        self.eval()
-        size = torch.tensor([images.shape[3], images.shape[2]], device=images.device)
-        inside = torch.cat([size * (1 - 1 / CONTEXT) / 2, size / CONTEXT])[None]  # the box whose crop is the whole
-        return torch.cat([self.body(crop(some, inside.expand(len(some), -1))) for some in images.split(256)])
-
-    def describe(self) -> dict[str, Any]:
-        """Classes and measured accuracy, for reports."""
-        return {"name": self.name, "classes": self.classes, "accuracy": self.accuracy}
 
     def save(self, path: str | Path) -> None:
         """Write weights, classes and measured accuracy as one safetensors file."""

@@ -89,7 +89,7 @@ class LocalFid(Fid):
     name = "local_fid"
 
     def __init__(
-        self, features: FeatureNetwork, side_px: int = 128, context: float = CONTEXT, reference: str | None = None
+        self, features: FeatureNetwork, side_px: int = 299, context: float = CONTEXT, reference: str | None = None
     ):
         self.side_px, self.context = side_px, context
         super().__init__(features, reference)

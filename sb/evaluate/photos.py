@@ -81,7 +81,7 @@ class Photos:
             name = _file_name(key, self._files)
             return None if true_background or name is None else open_image(self._files[name]).convert("RGB")
         try:
-            raw = self._store.read(*self._places[key])
+            raw = self._store.read(*self._places[key], truth=true_background)
             record = read_record(raw.record, _MAX_PIXELS)
             content = raw.truth if true_background else raw.image
             return None if content is None else decode_image(content, record["width"], record["height"])

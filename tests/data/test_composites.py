@@ -95,12 +95,13 @@ def test_shards_carry_the_truth_and_are_sound(world, tmp_path):
     assert manifest["images"] == 7 and not check_shards(str(tmp_path / "set")).problems
     store = ShardStore(str(tmp_path / "set"))
     for number in range(7):
-        raw, record = store.read(number // 4, number % 4), source.record(number)
+        raw, record = store.read(number // 4, number % 4, truth=True), source.record(number)
         assert (raw.truth, raw.image) == (record.truth, record.image) and "truth" not in json.loads(raw.record)
+        assert store.read(number // 4, number % 4).truth is None  # nobody pays for what is not asked for
     _, members = next(read_samples(str(tmp_path / "set")))
     assert sorted(members) == ["json", "png", "truth.png"]
     plain = build_shards({"name": "shapes", "num_images": 1, "size_px": 32}, tmp_path / "plain")
-    assert plain["images"] == 1 and ShardStore(str(tmp_path / "plain")).read(0, 0).truth is None
+    assert plain["images"] == 1 and ShardStore(str(tmp_path / "plain")).read(0, 0, truth=True).truth is None
 
 
 @pytest.mark.parametrize("change, message", [
