@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sb.evaluate.evaluation import evaluate_list, metric_specs, part_of, place_list, spec_of, table
+from sb.evaluate.evaluation import evaluate_list, metric_specs, part_of, place_list, table
 from sb.evaluate.frechet import Statistics
 from sb.evaluate.lists import read_list
 from sb.evaluate.runner import Job
@@ -164,8 +164,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, monkeypatch, capsys, asked, 
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-def test_sections_and_parts_from_words():
-    assert spec_of("fid") == {"name": "fid"} and spec_of("a: b=1 c=x") == {"name": "a", "b": 1, "c": "x"}
+def test_metrics_and_parts_from_words():
     assert part_of(None) is None and part_of("2/4") == (1, 4)
     names = {spec["name"] for spec in metric_specs([], {})}
     assert {"mask_iou", "background_psnr"} <= names and not {"fid", "clip_score", "diversity"} & names
