@@ -73,7 +73,7 @@ class Job:
         check_keys("networks", self.networks, ROLES)
 
     def device_of(self, part: int) -> str:
-        """Processes take turns on the GPUs, where ``device`` names none of them; ValueError for one that is not here."""
+        """Processes take turns on the GPUs, where ``device`` names none of them; ValueError for none that is here."""
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         find_device(kind)
         return f"cuda:{part % torch.cuda.device_count()}" if kind == "cuda" else kind

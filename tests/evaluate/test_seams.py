@@ -22,7 +22,8 @@ def scene():
 def test_the_untouched_picture_has_no_seam_and_no_shift(scene):
     picture, mask, thing = scene
     found = seams(picture, picture, mask, thing)
-    assert found.score() == 1 and not found.gap().any() and found.pairs.tolist() == [96.0] * 4  # 24 pairs on each of four sides
+    assert not found.gap().any() and found.score() == 1
+    assert found.pairs.tolist() == [96.0] * 4  # 24 pairs on each of four sides
     assert colour_shift(picture, picture, mask, thing).tolist() == [0.0] * 4
 
 
