@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     lists.add_argument("--count", type=int, help="objects of --protocol's list (default 1000)")
     lists.add_argument("--adapter", help="own, diffusers, blended or pictures (default own)")
     lists.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="the adapter's options: steps=20 ...")
-    lists.add_argument("--metrics", nargs="+", metavar="SPEC", help="'NAME: key=value ...' (default: all there are networks for)")
+    lists.add_argument("--metrics", nargs="+", metavar="SPEC", help="'NAME: key=value' (default: all there can be)")
     for role, what in NETWORKS.items():
         lists.add_argument(f"--{role}", metavar="SPEC", help=what)
     lists.add_argument("--reference", metavar="DIR", help="the folder reference/ of an evaluation, to measure against")

@@ -104,7 +104,7 @@ def better(metric: Any, name: str) -> Side:
     The metric says so in its class attribute ``better``, a mapping by name where they differ. Who says nothing of
     single requests is not ranked; metrics of many together are distances. ValueError for another word.
     """
-    told = getattr(metric, "better", "lower" if hasattr(metric, "pooled") else None)
+    told: Any = getattr(metric, "better", "lower" if hasattr(metric, "pooled") else None)
     side: Side = told.get(name) if isinstance(told, Mapping) else told
     if side not in get_args(Side):
         raise ValueError(f"metric '{name}': better must be 'higher', 'lower', 'zero' or None, not {side!r}")

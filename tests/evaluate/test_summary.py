@@ -101,7 +101,7 @@ def test_many_requests_are_ranked_in_little_memory():
 
 
 def test_a_metric_says_which_way_is_better():
-    entries = {name: lookup("metric", name) for name in names("metric")}
+    entries = {name: lookup("metric", name) for name in names("metric") if not name.startswith("acme")}
     assert {name for name, entry in entries.items() if better(entry, name) == "lower"} == {
         "fid", "local_fid", "background_lpips", "colour_shift",
     }
