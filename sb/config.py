@@ -7,6 +7,7 @@ import difflib
 import importlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -189,6 +190,18 @@ def key_values(options: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"option '{option}' must read key=value")
         found[key] = _parsed(option, text)
     return found
+
+
+def spec_of(text: str) -> dict[str, Any]:
+    """``name`` or ``name: key=value key=value`` as a section, a value with spaces in quotes; ValueError otherwise."""
+    name, _, rest = text.partition(":")
+    try:
+        options = key_values(shlex.split(rest))
+    except ValueError as error:
+        raise ValueError(f"'{text}': {error}") from None
+    if not name.strip() or "=" in name or "name" in options:
+        raise ValueError(f"'{text}' needs a name in front: 'NAME: key=value'")
+    return {"name": name.strip(), **options}
 
 
 def _parsed(override: str, text: str) -> Any:

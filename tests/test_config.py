@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sb import config
-from sb.config import load, plain
+from sb.config import load, plain, spec_of
 
 
 @pytest.fixture
@@ -183,3 +183,12 @@ def test_the_worked_example_of_explain_config_works(monkeypatch, capsys):
     monkeypatch.chdir(TOOL.parents[1])
     monkeypatch.setattr("sys.argv", words)
     assert tool["main"]() == 0 and "steps: 20" in capsys.readouterr().out
+
+
+def test_a_section_in_words():
+    assert spec_of("fid") == {"name": "fid"} and spec_of("a: b=1 c=x") == {"name": "a", "b": 1, "c": "x"}
+    assert spec_of(" a : file='my weights.pth'") == {"name": "a", "file": "my weights.pth"}
+    for text, says in ((": b=1", "name in front"), ("b=1", "name in front"), ("a: name=b", "name in front"),
+                       ("a: b", "'a: b': option 'b' must read"), ("a: b='c", "'a: b=.*closing quotation")):
+        with pytest.raises(ValueError, match=says):
+            spec_of(text)

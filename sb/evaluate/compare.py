@@ -18,6 +18,7 @@ from sb.config import nearest
 from sb.evaluate.quantity import Quantity, Scale, nested_difference, nested_mean
 
 PER_REQUEST = "per_request.json"
+PARTS = {"options": "set of options", "features": "feature network", "clip": "CLIP", "lpips": "LPIPS network"}
 ASKED = ("list", "size_px", "seeds", "texts")
 MSE, DB = "background_mse", "background_db"  # stored per request, and what it is given as
 MAX_DB = 60.0
@@ -40,14 +41,16 @@ class Difference(NamedTuple):
 
 def compare(a_dirs: Folders, b_dirs: Folders, metrics: Sequence[str] = ()) -> list[Difference]:
     """B - A for each metric that every evaluation holds, or those named; ValueError where they asked for different
-    things.
+    things, or a metric was measured in two ways.
 
     Intervals are percentiles of a bootstrap over requests, paired, and over the runs of a side that has several.
     """
     first, second = _read_all(a_dirs), _read_all(b_dirs)
     _check_alike([*first, *second])
     rows = []
-    for metric in _chosen(metrics, [*first, *second], everywhere=True):
+    chosen = _chosen(metrics, [*first, *second], everywhere=True)
+    _check_measured_alike(chosen, [*first, *second])
+    for metric in chosen:
         runs = torch.stack([_values(run, metric) for run in (*first, *second)])  # (R, N)
         runs = runs[:, ~runs.isnan().any(0)]
         a, b = list(runs[: len(first)]), list(runs[len(first):])
@@ -80,6 +83,7 @@ def grid(systems: Mapping[str, Folders], metrics: Sequence[str] = ()) -> str:
     everyone = [run for side in runs.values() for run in side]
     _check_alike(everyone)
     shown = _chosen(metrics, everyone)
+    _check_measured_alike(shown, everyone)
     first = next(iter(runs.values()))
     lines = [["", "runs x requests", *shown]]
     for name, side in runs.items():
@@ -165,11 +169,22 @@ def _check_alike(runs: Sequence[Run]) -> None:
                     f"{len(first['seeds'])} and {len(other['seeds'])} requests): evaluate both with the same list, or "
                     "the same --requests, --seed and --size"
                 )
-        if first["reader"] != other["reader"]:
-            raise ValueError(
-                f"{first['folder']} and {other['folder']} were read by two oracles or readers: evaluate both with the "
-                "same one (--oracle FILE)"
-            )
+
+
+def _check_measured_alike(metrics: Sequence[str], runs: Sequence[Run]) -> None:
+    """ValueError for a metric that runs which hold it have measured with other options or networks."""
+    for metric in metrics:
+        first, *others = (run for run in runs if _stored(metric) in run["metrics"])
+        one = first["fingerprints"][_stored(metric)]
+        for run in others:
+            other = run["fingerprints"][_stored(metric)]
+            parts = [part for part in {**one, **other} if one.get(part) != other.get(part)]
+            if parts:
+                raise ValueError(
+                    f"{metric} of {first['folder']} and of {run['folder']} was measured with another "
+                    f"{' and '.join(PARTS.get(part, part) for part in parts)}: evaluate both with the same, or name "
+                    "the metrics to compare by (--metrics)"
+                )
 
 
 def _read_all(folders: Folders) -> list[Run]:
@@ -188,6 +203,10 @@ def _read(folder: Path) -> Run:
         counts = {len(values) for values in (found["seeds"], found["texts"], *found["metrics"].values())}
         if len(counts) > 1:
             raise ValueError(f"lists of {sorted(counts)} requests")
-        return {**found, "folder": folder, "reader": found["oracle"] if "oracle" in found else found["reader"]}
+        if "oracle" in found:  # of scenes, where it reads all
+            found["fingerprints"] = dict.fromkeys(found["metrics"], {"oracle": found["oracle"]})
+        if set(found["fingerprints"]) != set(found["metrics"]):
+            raise ValueError("fingerprints of other metrics than it holds")
+        return {**found, "folder": folder}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not readable: {error!r}") from None

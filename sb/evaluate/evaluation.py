@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sb.config import import_plugins, key_values, write_whole
-from sb.data.write import fingerprint_of
+from sb.config import import_plugins, spec_of, write_whole
 from sb.evaluate.adapters import picture_name
 from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.lists import CaseList, read_list
@@ -23,8 +22,8 @@ from sb.evaluate.page import CASES, KINDS, Shown, number, write_page
 from sb.evaluate.photos import open_pictures
 from sb.evaluate.protocols import make_list
 from sb.evaluate.runner import (
-    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, finished, measured, over_seeds,
-    run_part, run_parts,
+    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, fingerprints, finished, measured,
+    over_seeds, run_part, run_parts,
 )
 from sb.evaluate.summary import Pooled, better, ranked, share_of, summarise
 from sb.pictures import image_tensor
@@ -33,14 +32,6 @@ from sb.registry import lookup, names, takes
 REPORT, PAGE, BOARD, REFERENCE = "report.json", "report.html", "tensorboard", "reference"
 SCHEMA = 1
 PAINT = torch.tensor([255.0, 64.0, 64.0]).view(3, 1, 1)  # what a mask is shown in
-
-
-def spec_of(text: str) -> dict[str, Any]:
-    """``name`` or ``name: key=value key=value`` as a section; ValueError otherwise."""
-    name, _, rest = text.partition(":")
-    if not name.strip() or "=" in name:
-        raise ValueError(f"'{text}' needs a name in front: 'NAME: key=value'")
-    return {"name": name.strip(), **key_values(rest.split())}
 
 
 def metric_specs(
@@ -116,24 +107,28 @@ def write_report(job: Job) -> dict[str, Any]:
     cases, found = read_list(out / LIST), measured(job)
     about = json.loads((out / ABOUT).read_text())
     metrics, _ = build_metrics(job, job.device_of(0))
-    pooled = [_pooled(name, metric, found) for name, metric in metrics.items() if hasattr(metric, "pooled")]
+    of = dict(found.metrics)
+    pooled = [_pooled(name, metric, found, of) for name, metric in metrics.items() if hasattr(metric, "pooled")]
     groups = summarise(cases.cases, found.values, pooled)
-    order = ranked(found.values)
+    sides = {name: better(metrics[of[name]], name) for name in groups["overall"]}
+    order = ranked(found.values, sides)
     shuffled = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
     picked = {"best": order[:CASES], "worst": order[::-1][:CASES], "random": shuffled[:CASES]}
     report = {
         "schema": SCHEMA, "num_requests": len(cases.cases), "list": {**cases.header, "digest": cases.digest},
         "system": about["system"], "networks": about["networks"],
-        "metrics": {name: {"better": better(name), "about": _about(name, metrics)} for name in groups["overall"]},
+        "metrics": {name: {"better": side, "about": _about(metrics[of[name]])} for name, side in sides.items()},
         **groups, "shown": picked,
     }
     shown = _shown(job, cases, found, picked)
     _keep_reference(out / REFERENCE, metrics, found)
     write_page(out / PAGE, report, shown)
     _write_board(out / BOARD, report, shown)
+    made_by = fingerprints(job, about["networks"])
     write_whole(out / PER_REQUEST, (json.dumps({
         "list": cases.digest, "seeds": [case.seed for case in cases.cases],
-        "texts": [case.text for case in cases.cases], "reader": fingerprint_of(about["networks"].get("reader")),
+        "texts": [case.text for case in cases.cases],
+        "fingerprints": {name: made_by[metric] for name, metric in found.metrics.items()},
         "metrics": {name: [_plain(value) for value in column.tolist()] for name, column in found.values.items()},
     }) + "\n").encode())
     write_whole(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
@@ -150,10 +145,16 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pooled(name: str, metric: Any, found: Measured) -> Pooled:
+def _pooled(name: str, metric: Any, found: Measured, of: dict[str, str]) -> Pooled:
+    """of: told by the values' names which metric gave them."""
     sides = {part: found.features[f"{name}.{part}"] for part in ("fake", "real") if f"{name}.{part}" in found.features}
-    return Pooled(lambda numbers: metric.pooled(**{part: rows[numbers] for part, rows in sides.items()}),
-                  sides["fake"].shape[1])
+
+    def measure(numbers: torch.Tensor) -> dict[str, float]:
+        values: dict[str, float] = metric.pooled(**{part: rows[numbers] for part, rows in sides.items()})
+        of.update(dict.fromkeys(values, name))
+        return values
+
+    return Pooled(measure, sides["fake"].shape[1])
 
 
 def _keep_reference(folder: Path, metrics: Mapping[str, Any], found: Measured) -> None:
@@ -164,10 +165,9 @@ def _keep_reference(folder: Path, metrics: Mapping[str, Any], found: Measured) -
             metric.statistics(rows).save(folder / f"{name}.safetensors")
 
 
-def _about(name: str, metrics: Mapping[str, Any]) -> str:
+def _about(metric: Any) -> str:
     """What a metric's code says first of it."""
-    own = next((m for known, m in metrics.items() if name.startswith(known)), None)
-    return "" if own is None else " ".join((inspect.getdoc(own) or "").partition("\n\n")[0].replace("``", "").split())
+    return " ".join((inspect.getdoc(metric) or "").partition("\n\n")[0].replace("``", "").split())
 
 
 def _shown(

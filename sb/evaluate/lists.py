@@ -94,13 +94,13 @@ def write_list(path: str | Path, header: Mapping[str, Any], cases: Sequence[Case
 
 def read_list(path: str | Path) -> CaseList:
     """The list in a file; ValueError that names file and line where it is not one, or not whole."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:  # json leaves raw what str.splitlines() also takes for the end of a line, U+2028 for one
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise ValueError(f"no request list {path}; tools/make_list.py makes one") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
-    header = _object(f"{path} line 1", lines[0] if lines else "", _HEADER)
+    header = _object(f"{path} line 1", lines[0], _HEADER)
     if header["schema"] != SCHEMA:
         raise ValueError(f"{path} line 1: schema {header['schema']}, this version reads {SCHEMA}")
     cases = [_case(f"{path} line {number}", line) for number, line in enumerate(lines[1:], 2)]

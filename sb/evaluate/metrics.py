@@ -1,5 +1,7 @@
 """Metrics of one painting at a time: each is called with paintings and gives a value per request, NaN where undefined.
 
+Which way is better a metric's class says in ``better`` (sb.evaluate.summary.better).
+
 What the object is, for metrics of the background: names without a suffix leave out the case's outline, which is the
 same for every system; names that end in ``_predicted`` leave out what the system's own mask head calls the object, and
 are defined only where it has one. Both leave 3 px around it out.
@@ -21,6 +23,7 @@ from sb.evaluate.painting import IS_OBJECT, Painting, by_shape, values_of
 from sb.evaluate.readers import Reader
 from sb.evaluate.seams import colour_shift, seams
 from sb.evaluate.shapes_metrics import decibel, iou
+from sb.evaluate.summary import Side
 from sb.registry import register
 
 OBJECTS = {"": "outline", "_predicted": "predicted"}  # suffix of a metric's name -> what it leaves out
@@ -32,6 +35,7 @@ class ClassAccuracy:
     """1 where the reader sees the case's label in the box of the mask, else 0; upper and lower case are the same."""
 
     needs: ClassVar[tuple[str, ...]] = ("reader",)
+    better: ClassVar[Side] = "higher"
 
     def __init__(self, reader: Reader):
         self.reader = reader
@@ -54,6 +58,7 @@ class ClipScore:
     and the case's text; ``clip_score_whole`` is of the whole picture."""
 
     needs: ClassVar[tuple[str, ...]] = ("clip",)
+    better: ClassVar[Side] = "higher"
 
     def __init__(self, clip: FeatureNetwork, context: float = CONTEXT):
         from sb.evaluate.clip import ClipTower
@@ -76,6 +81,7 @@ class _Overlap:
     """The predicted mask against the outline; NaN where either is missing."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    better: ClassVar[Side] = "higher"
     name: ClassVar[str]
 
     def __call__(self, paintings: Sequence[Painting]) -> Values:
@@ -115,6 +121,7 @@ class _AroundObject:
     """A metric of what is not the object, with both answers to what that is; NaN where one is missing."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    better: ClassVar[Side] = "higher"
     name: ClassVar[str]
 
     def __call__(self, paintings: Sequence[Painting]) -> Values:
@@ -148,7 +155,7 @@ class BackgroundLpips(_AroundObject):
     result's background pixels in it: what lies outside of the mask, and the object, adds nothing."""
 
     needs = ("lpips",)
-    name = "background_lpips"
+    name, better = "background_lpips", "lower"
 
     def __init__(self, lpips: Distance, side_px: int = 224, context: float = CONTEXT):
         self.lpips, self.side_px, self.context = lpips, side_px, context
@@ -168,21 +175,22 @@ class BackgroundLpips(_AroundObject):
 
 @register("metric", "seam")
 class SeamMetric(_AroundObject):
-    """The mean step across the mask's border over that of the untouched picture, 1 = no seam."""
+    """The mean step across the mask's border less that of the untouched picture, of 255: 0 is no seam, more a border
+    that shows, less one that is smoother than the picture was."""
 
-    name = "seam"
+    name, better = "seam", "zero"
 
     def one(self, painting: Painting, by: str) -> float | None:
-        """A ratio; None where the object hides the border, or the untouched picture is flat there."""
+        """In grey levels; NaN where the object hides the border."""
         shown = _stacked(painting, by)
-        return None if shown is None else seams(*shown).score()
+        return None if shown is None else float(seams(*shown).gap())
 
 
 @register("metric", "colour_shift")
 class ColourShift(_AroundObject):
     """How far the mean colour of the background in the mask has moved, of 255."""
 
-    name = "colour_shift"
+    name, better = "colour_shift", "lower"
 
     def one(self, painting: Painting, by: str) -> float | None:
         """In grey levels."""
@@ -202,6 +210,7 @@ class OutsideEqual:
     """1 where every pixel outside of the mask is the input's, bit for bit, else 0."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    better: ClassVar[Side] = "higher"
 
     def __call__(self, paintings: Sequence[Painting]) -> Values:
         """``outside_equal``."""
@@ -218,6 +227,7 @@ class Diversity:
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    better: ClassVar[Side] = None
     over_seeds: ClassVar[bool] = True  # it is shown every variation of a request, others the first
 
     def __init__(self, lpips: Distance | None = None):

@@ -20,7 +20,8 @@ from sb.evaluate.summary import share_of
 CASES, SIDE_PX, CLASSES, OPEN, TEXT = 8, 160, 50, 12, 160
 KINDS = {"best": "Best", "worst": "Worst", "random": "Random"}
 WAYS = {"level": "level", "size": "object's size", "class": "class"}
-ARROWS = {"higher": ("&uarr;", "higher is better"), "lower": ("&darr;", "lower is better"), "": ("", "neither")}
+ARROWS = {"higher": ("&uarr;", "higher is better"), "lower": ("&darr;", "lower is better"),
+          "zero": ("&rarr;0", "nearer to 0 is better"), None: ("", "neither")}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #777; --ink: #2563c9; --band: #2563c930; }
 @media (prefers-color-scheme: dark) { :root { --soft: #999; --ink: #79a8f5; --band: #79a8f530; } }
@@ -141,7 +142,7 @@ def _page(report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> It
 def _overall(report: Mapping[str, Any]) -> Iterator[str]:
     yield '<table class="overall"><tr><th>metric<th>value<th>95 % interval<th>n<th><th></tr>\n'
     for name, cell in report["overall"].items():
-        about = report["metrics"].get(name, {"better": "", "about": ""})
+        about = report["metrics"].get(name, {"better": None, "about": ""})
         arrow, words = ARROWS[about["better"]]
         yield f"<tr><td>{escape(name)}<td>{number(cell['value'])}<td>{_interval(cell)}<td>{cell['n']}"
         yield f'<td><span title="{words}">{arrow}</span><td class="about soft">{escape(about["about"])}</tr>\n'

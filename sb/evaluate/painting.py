@@ -24,15 +24,14 @@ Item = TypeVar("Item")
 class Painting:
     """One case and what a system made of it.
 
-    picture: (3, H, W) uint8, what the system was given. pixels: (3, H, W) uint8, its result. decoded: the same before
-    the paste, predicted: (1, H, W) float in [0, 1], where the system has them. truth: the true background, where it
-    is known. real: the picture with the real object. mask, outline: (1, H, W) uint8, the case's.
+    picture: (3, H, W) uint8, what the system was given. pixels: (3, H, W) uint8, its result. predicted: (1, H, W)
+    float in [0, 1], where the system has it. truth: the true background, where it is known. real: the picture with the
+    real object. mask, outline: (1, H, W) uint8, the case's.
     """
 
     case: "Case"
     picture: Tensor
     pixels: Tensor
-    decoded: Tensor | None
     predicted: Tensor | None
     truth: Tensor | None
     real: Tensor

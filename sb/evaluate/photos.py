@@ -103,11 +103,9 @@ class Scenes:
         """The same."""
         return self.picture(case)
 
-    def whole(self, case: Case) -> Tensor:
+    def real(self, case: Case) -> Tensor:
         """The scene with its target, (3, H, W) uint8."""
         return torch.from_numpy(draw_scene(int(case.image), self.size_px).image).permute(2, 0, 1).contiguous()
-
-    real = whole
 
 
 def open_pictures(cases: CaseList, data: Sequence[str] | str | None = None) -> Photos | Scenes:

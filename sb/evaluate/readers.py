@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from sb.config import nearest
+from sb.data.write import fingerprint_of
 from sb.evaluate.crops import crop_box
 from sb.evaluate.features import BATCH, Standardised, torchvision_classifier
 from sb.evaluate.oracle import CONTEXT, NONE, WORDS, Oracle, crop
@@ -84,7 +85,9 @@ def torchvision_reader(
         best = torch.cat([look(some.to(device)).argmax(1) for some in crops.split(BATCH)])
         return [labels[i] for i in best.tolist()]
 
-    return Reader("torchvision", read, weights, {"model": model, "size_px": size_px, "context": context})
+    return Reader("torchvision", read, weights, {
+        "model": model, "size_px": size_px, "context": context, "classes": fingerprint_of(labels),
+    })
 
 
 @register("reader", "detector")
@@ -109,7 +112,9 @@ def detector(model: str, weights: str, classes: str, min_score: float = 0.3, dev
             found.append(labels[int(seen["labels"][best])] if len(merit) and float(merit[best]) > 0 else NONE)
         return found
 
-    return Reader("detector", read, weights, {"model": model, "min_score": min_score, "min_iou": MIN_IOU})
+    return Reader("detector", read, weights, {
+        "model": model, "min_score": min_score, "min_iou": MIN_IOU, "classes": fingerprint_of(labels),
+    })
 
 
 def _detection_model(model: str, weights: str, num_classes: int) -> nn.Module:

@@ -9,7 +9,7 @@ Legend: N requests, B those of a chunk, H W pixels, D width of a feature network
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sb.config import check_keys, difference, import_plugins, write_whole
+from sb.data.write import fingerprint_of
 from sb.evaluate.adapters import Adapter, picture_name
 from sb.evaluate.lists import Case, CaseList, read_list
 from sb.evaluate.lpips import lpips_distance
 from sb.evaluate.painting import Painting
 from sb.evaluate.photos import open_pictures
+from sb.launch import find_device
 from sb.models.weights import write_state
 from sb.pictures import save_png
-from sb.registry import build, build_fitted, call, lookup, takes
+from sb.registry import build, build_fitted, call, filled, lookup, takes
 from sb.types import Request
 
 # what metrics look with, and its kind
@@ -37,6 +39,7 @@ ROLES = {"reader": "reader", "features": "feature network", "clip": "feature net
 VARIATION = 1_000_000_000  # from one seed of a request to the next
 START = "spawn"  # how processes begin: CUDA cannot be forked
 LIST, ABOUT, PICTURES, ROWS = "list.jsonl", "run.json", "pictures", "rows"
+SCHEMA = 2  # of the folder's rows
 Spec = dict[str, Any]
 
 
@@ -70,17 +73,20 @@ class Job:
         check_keys("networks", self.networks, ROLES)
 
     def device_of(self, part: int) -> str:
-        """Processes take turns on the GPUs, where ``device`` names none of them."""
+        """Processes take turns on the GPUs, where ``device`` names none of them; ValueError for none that is here."""
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        find_device(kind)
         return f"cuda:{part % torch.cuda.device_count()}" if kind == "cuda" else kind
 
 
 @dataclass
 class Measured:
-    """A finished list: values (N,) by metric, NaN where undefined, and rows (N, D) by ``metric.part``."""
+    """A finished list: values (N,) by name, NaN where undefined, rows (N, D) by ``metric.part``, and by the values'
+    names the metrics that gave them."""
 
     values: dict[str, Tensor]
     features: dict[str, Tensor]
+    metrics: dict[str, str]
 
 
 def build_metrics(job: Job, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,6 +104,20 @@ def build_metrics(job: Job, device: str) -> tuple[dict[str, Any], dict[str, Any]
             raise ValueError(f"metric '{name}' {what}")
         metrics[name] = build_fitted("metric", spec, offered)
     return metrics, {role: _told_of(network, job.networks[role]) for role, network in offered.items()}
+
+
+def fingerprints(job: Job, networks: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """For each metric of a job what its values follow from beside the paintings: its options, the networks it uses.
+
+    networks: what they say of themselves by role.
+    """
+    return {
+        name: {
+            "options": fingerprint_of(filled("metric", spec)),
+            **{role: fingerprint_of(told) for role, told in networks.items() if takes("metric", name, role)},
+        }
+        for spec in job.metrics for name in [str(spec["name"])]
+    }
 
 
 def over_seeds(metric: Any) -> bool:
@@ -169,16 +189,19 @@ def measured(job: Job) -> Measured:
     """What all chunks of a finished job found."""
     values: dict[str, list[float]] = {}
     features: dict[str, list[Tensor]] = {}
+    metrics: dict[str, str] = {}
     for chunk in range(num_chunks(read_list(Path(job.out) / LIST), job.chunk)):
         for line in _rows(job.out, chunk).read_text().splitlines():
-            for name, value in json.loads(line)["values"].items():
-                values.setdefault(name, []).append(float("nan") if value is None else value)
+            for metric, seen in json.loads(line)["values"].items():
+                metrics |= dict.fromkeys(seen, metric)
+                for name, value in seen.items():
+                    values.setdefault(name, []).append(float("nan") if value is None else value)
         place = _features(job.out, chunk)
         for name, rows in (load_file(place) if place.is_file() else {}).items():
             features.setdefault(name, []).append(rows)
     return Measured(
         {name: torch.tensor(found, dtype=torch.float64) for name, found in values.items()},
-        {name: torch.cat(rows) for name, rows in features.items()},
+        {name: torch.cat(rows) for name, rows in features.items()}, metrics,
     )
 
 
@@ -205,7 +228,7 @@ class _Worker:
             raise ValueError(f"adapter '{self.adapter.name}' has one picture for a request: leave variations out")
         self.metrics, networks = build_metrics(job, device)
         _claim(Path(job.out) / ABOUT, {
-            "list": self.list.digest, "system": self.adapter.describe(), "networks": networks,
+            "schema": SCHEMA, "list": self.list.digest, "system": self.adapter.describe(), "networks": networks,
             "metrics": list(job.metrics),
             "variations": job.variations, "chunk": job.chunk, "threads": job.threads, "device": device.split(":")[0],
         })
@@ -216,22 +239,26 @@ class _Worker:
         numbers = range(first, min(first + self.job.chunk, len(self.list.cases)))
         paintings = self._painted(numbers)
         others = [painting for n in range(1, self.job.variations) for painting in self._painted(numbers, n)]
-        values: dict[str, Tensor] = {}
+        values: dict[str, dict[str, list[float]]] = {}  # by metric, and by what it calls them
         features: dict[str, Tensor] = {}
         for name, metric in self.metrics.items():
             if hasattr(metric, "pooled"):
                 features |= {f"{name}.{part}": rows for part, rows in metric.features(paintings).items()}
             else:
                 seen = metric([*paintings, *others] if over_seeds(metric) else paintings)
-                values |= {found: column[: len(paintings)] for found, column in seen.items()}
+                if twice := seen.keys() & {found for other in values.values() for found in other}:
+                    raise ValueError(f"metric '{name}' gives '{min(twice)}', and so does another")
+                values[name] = {found: column[: len(paintings)].double().tolist() for found, column in seen.items()}
         for number, painting in zip(numbers, paintings, strict=True):
             picture = Image.fromarray(painting.pixels.permute(1, 2, 0).numpy())
             save_png(picture, Path(self.job.out) / PICTURES / f"{picture_name(number)}.png")
         if features:
             write_state(features, _features(self.job.out, chunk))
-        found = {name: column.double().tolist() for name, column in values.items()}
         lines = [
-            {"number": number, "values": {name: _number(column[place]) for name, column in found.items()}}
+            {"number": number, "values": {
+                metric: {name: _number(column[place]) for name, column in found.items()}
+                for metric, found in values.items()
+            }}
             for place, number in enumerate(numbers)
         ]
         write_whole(_rows(self.job.out, chunk), "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -243,9 +270,9 @@ class _Worker:
         results = self.adapter.paint(requests, numbers)
         return [
             Painting(
-                case=case, picture=request.image, pixels=result.pixels, decoded=result.decoded,
-                predicted=result.predicted, truth=self.pictures.truth(case), real=self.pictures.real(case),
-                mask=request.mask, outline=case.outline_pixels(),
+                case=case, picture=request.image, pixels=result.pixels, predicted=result.predicted,
+                truth=self.pictures.truth(case), real=self.pictures.real(case), mask=request.mask,
+                outline=case.outline_pixels(),
             )
             for case, request, result in zip(cases, requests, results, strict=True)
         ]

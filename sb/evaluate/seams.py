@@ -24,6 +24,10 @@ class Seam(NamedTuple):
         """Mean step of the result over that of the untouched picture, pooled: 1 = no seam. NaN without a border."""
         return float(self.result.sum() / self.untouched.sum()) if float(self.untouched.sum()) else float("nan")
 
+    def gap(self) -> Tensor:
+        """The same as a difference (B,), of 255: 0 = no seam, positive = a border that shows. NaN without a border."""
+        return (self.result - self.untouched) / self.pairs
+
 
 def seams(result: Tensor, untouched: Tensor, mask: Tensor, object_: Tensor) -> Seam:
     """Steps |a - b| between neighbours of which one lies in the mask and one outside, both clear of the object; each

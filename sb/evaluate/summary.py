@@ -6,21 +6,19 @@ Legend: N requests, D width of a feature network.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sb.evaluate.lists import Case
-from sb.evaluate.quantity import Quantity, mean_of
+from sb.evaluate.quantity import DEVIATIONS, Quantity, mean_of
 
 # COCO's areas of small and medium objects, 32^2 and 96^2 px, as shares of its usual 640x480 px picture
 SIZES = {"small": 32**2 / (640 * 480), "medium": 96**2 / (640 * 480), "large": math.inf}
 FOLDS = 10
-DEVIATIONS = 1.96  # standard errors each side: 95 % of a normal distribution
 FOLDED_WIDTH = 512  # features, up to which groups' distances have intervals: a wider network's take minutes
-LOWER = ("fid", "local_fid", "background_lpips", "seam", "colour_shift")  # the less the better, also as prefixes
-EITHER = ("diversity",)  # neither more nor less is better
+Side = Literal["higher", "lower", "zero", None]  # which values are better: zero, those nearer to it; None, neither
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,29 @@ def folded(metric: Pooled, numbers: Tensor, folds: int = FOLDS) -> dict[str, Qua
     return found
 
 
-def better(metric: str) -> str:
-    """``higher``, ``lower``, or "" where neither is better."""
-    return "" if metric.startswith(EITHER) else "lower" if metric.startswith(LOWER) else "higher"
+def better(metric: Any, name: str) -> Side:
+    """Which values of ``name``, one of a metric's, are better.
+
+    The metric says so in its class attribute ``better``, a mapping by name where they differ. Who says nothing of
+    single requests is not ranked; metrics of many together are distances. ValueError for another word.
+    """
+    told: Any = getattr(metric, "better", "lower" if hasattr(metric, "pooled") else None)
+    side: Side = told.get(name) if isinstance(told, Mapping) else told
+    if side not in get_args(Side):
+        raise ValueError(f"metric '{name}': better must be 'higher', 'lower', 'zero' or None, not {side!r}")
+    return side
 
 
-def ranked(values: Mapping[str, Tensor]) -> list[int]:
+def ranked(values: Mapping[str, Tensor], sides: Mapping[str, Side]) -> list[int]:
     """Numbers of the requests from best to worst: by the mean, over the metrics that a request has, of the share of
-    requests that it beats."""
+    requests that it beats. sides: which values are better, by metric."""
     shares = []
     for name, column in values.items():
-        if better(name):
-            known = column[~column.isnan()]
-            signed, others = (side if better(name) == "higher" else -side for side in (column, known))
-            beaten = (signed[:, None] > others).double() + 0.5 * (signed[:, None] == others).double()  # (N, known)
-            shares.append(torch.where(column.isnan(), math.nan, beaten.mean(1)))
+        if side := sides[name]:
+            signed = column if side == "higher" else -column if side == "lower" else -column.abs()
+            known = signed[~signed.isnan()].sort().values
+            less, most = (torch.searchsorted(known, signed, right=right) for right in (False, True))
+            shares.append(torch.where(column.isnan(), math.nan, (less + most).double() / 2 / len(known)))
     if not shares:
         return list(range(len(next(iter(values.values()), ()))))
     score = torch.stack(shares).nanmean(0).nan_to_num(0.5)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sb.config import check_keys, key_values
+from sb.config import check_keys, spec_of
 from sb.data.crop import Crop
 from sb.data.pipeline import Look, Samples
 from sb.data.shapes import draw_scene, scene_seed
@@ -50,12 +50,10 @@ class Way:
     @classmethod
     def parse(cls, text: str) -> "Way":
         """``name: key=value key=value``, or a name alone for the model's own options; ValueError otherwise."""
-        name, _, rest = text.partition(":")
-        if not name.strip() or "=" in name:
-            raise ValueError(f"way '{text}' needs a name in front: 'NAME: key=value'")
-        changes = key_values(rest.split())
-        check_keys(f"way '{name.strip()}'", changes, [*OTHER_KEYS, *(field.name for field in fields(PaintOptions))])
-        return cls(name.strip(), changes)
+        changes = spec_of(text)
+        name = changes.pop("name")
+        check_keys(f"way '{name}'", changes, [*OTHER_KEYS, *(field.name for field in fields(PaintOptions))])
+        return cls(name, changes)
 
     def painter(self, own: Inpainter, load: Load) -> Inpainter:
         """The painter that paints so."""

@@ -31,7 +31,7 @@ def paintings():
                 image=str(index), instance="0", label=case.shape, text=case.text, level=5.0, seed=index
             )
             made.append(Painting(
-                about, case.background, case.image.clone(), case.image.clone(), case.outline.float(),
+                about, case.background, case.image.clone(), case.outline.float(),
                 case.background, case.image, mask, case.outline,
             ))
         return made

@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
 
     assert run(a, a)[0] == 0 and run("--a", a, "--b", a, "--markdown")[1].startswith("| metric")
     assert run("--grid", f"x={a}", f"y={a}", "--metrics", "iou")[1].startswith("|  | runs")
-    for other, says in ((more, "2 and 3 requests"), (large, "size_px differ"), (read, "two oracles"),
+    for other, says in ((more, "2 and 3 requests"), (large, "size_px differ"), (read, "measured with another oracle"),
                         (listed, "list differ"), (short, "lists of [1, 2] requests"),
                         (tmp_path, "holds no per_request"), (tmp_path / "bad", "is not readable")):
         code, printed = run(a, other)
@@ -139,6 +139,29 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
                             ((a, a, "--metrics", "uio"), "did you mean 'iou'")):
         code, printed = run(*arguments)
         assert code == 2 and says in printed and printed.count("\n") == 1
+
+
+def test_a_metric_is_compared_where_it_was_measured_alike(tmp_path: Path) -> None:
+    """Readers that no compared metric needs may differ, or be missing; options and networks of a compared one not."""
+    def listed(name: str, seam: str = "s", **reader: str) -> Path:
+        accuracy = {"class_accuracy": {"options": "o", **reader}} if reader else {}
+        metrics = {metric: [0.5, 0.25] for metric in ("seam", *accuracy)}
+        place = folder(tmp_path / name, metrics, list="1f", fingerprints={"seam": {"options": seam}, **accuracy})
+        held = json.loads((place / PER_REQUEST).read_text())
+        del held["oracle"]
+        (place / PER_REQUEST).write_text(json.dumps(held))
+        return place
+
+    a, other, same, bare = listed("a", reader="r"), listed("b", reader="q"), listed("c", reader="r"), listed("d")
+    assert [row.metric for row in compare(a, same)] == ["seam", "class_accuracy"]
+    assert [row.metric for row in compare(a, bare)] == ["seam"] == [row.metric for row in compare(a, other, ["seam"])]
+    assert "class_accuracy" in grid({"a": a, "bare": bare}) and "seam" in grid({"a": a, "b": other}, ["seam"])
+    with pytest.raises(ValueError, match="class_accuracy of .*a and of .*b was measured with another reader: evaluate"):
+        compare(a, other)
+    with pytest.raises(ValueError, match="class_accuracy of .*c and of .*b was measured with another reader"):
+        grid({"c": same, "bare": bare, "b": other})
+    with pytest.raises(ValueError, match="seam of .* was measured with another set of options"):
+        compare(a, listed("e", seam="t", reader="r"))
 
 
 def test_quickstart_counts_an_evaluation_whose_results_are_there(

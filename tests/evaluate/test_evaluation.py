@@ -3,15 +3,16 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sb.evaluate.evaluation import evaluate_list, metric_specs, part_of, place_list, spec_of, table
+from sb.evaluate.evaluation import evaluate_list, metric_specs, part_of, place_list, table
 from sb.evaluate.frechet import Statistics
 from sb.evaluate.lists import read_list
-from sb.evaluate.runner import Job
+from sb.evaluate.runner import Job, fingerprints
 from sb.pictures import image_tensor
 
 from . import acme_systems
@@ -52,6 +53,10 @@ def test_the_report_of_a_small_model(trained_model, tmp_path):
     assert report["metrics"]["mask_iou"]["about"].startswith("Intersection over union") and "fid" not in overall
     each = json.loads((tmp_path / "per_request.json").read_text())
     assert each["list"] == cases.digest and each["seeds"] == [case.seed for case in cases.cases]
+    assert set(each["fingerprints"]) == set(each["metrics"]) and set(each["fingerprints"]["seam"]) == {"options"}
+    assert [report["metrics"][name]["better"] for name in ("mask_iou", "seam", "colour_shift")] == [
+        "higher", "zero", "lower",
+    ]
     values = torch.tensor(each["metrics"]["mask_iou"], dtype=torch.float64)
     assert float(values.mean()) == pytest.approx(overall["mask_iou"]["value"], abs=1e-5)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"{n:06d}.png" for n in range(8)]
@@ -59,6 +64,21 @@ def test_the_report_of_a_small_model(trained_model, tmp_path):
     lines = table(report).splitlines()
     assert len(lines) == 1 + len(overall)
     assert any(line.startswith("outside_equal") and "1.000" in line for line in lines)
+
+
+def test_what_a_metric_was_measured_with_has_its_fingerprint(tmp_path):
+    job = Job("", (), {}, ({"name": "class_accuracy"}, {"name": "background_lpips", "side_px": 64}), {})
+    told = {"reader": {"name": "oracle", "sha256": "1"}, "lpips": {"name": "lpips"}}
+    found = fingerprints(job, told)
+    assert {name: set(parts) for name, parts in found.items()} == {
+        "class_accuracy": {"options", "reader"}, "background_lpips": {"options", "lpips"},
+    }
+    other = fingerprints(job, {**told, "reader": {"name": "oracle", "sha256": "2"}})
+    assert other["class_accuracy"]["reader"] != found["class_accuracy"]["reader"]
+    assert other["background_lpips"] == found["background_lpips"]
+    default, same = (fingerprints(replace(job, metrics=({"name": "background_lpips", **more},)), told)
+                     for more in ({}, {"side_px": 224}))
+    assert default == same and default["background_lpips"]["options"] != found["background_lpips"]["options"]
 
 
 def test_results_scored_again_from_their_folder_are_worth_the_same(plugin, tmp_path):
@@ -146,7 +166,10 @@ def test_the_tool_makes_the_list_and_the_report(plugin, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("asked, says", [
     (["--protocol", "boxes"], "did you mean 'box'"), (["--list", "absent.jsonl"], "absent.jsonl"),
     (["--protocol", "shapes", "--part", "3/2"], "must read P/N"),
-    (["--set", "steps=3"], "belong to an evaluation with"),
+    (["--set", "steps=3", "--lpips", "lpips", "--processes", "1"],
+     "--count, --lpips, --set, --processes: of no use without --list or --protocol"),
+    (["--list", "absent.jsonl", "--seed", "0", "--oracle", "o"], "--seed, --oracle: of no use with --list"),
+    (["--protocol", "shapes", "--requests", "256", "--seconds", "s"], "--requests, --seconds: of no use with"),
     (["--protocol", "shapes", "--processes", "0"], "at least 1"),
     (["--protocol", "shapes", "--batch", "-1"], "at least 1"),
     (["--protocol", "shapes", "--metrics", "mask_uoi"], "did you mean 'mask_iou'"),
@@ -159,13 +182,13 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, monkeypatch, capsys, asked, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     given = asked if "--adapter" in asked or "--set" in asked else [*asked, "--adapter", "pictures"]
-    code, _, errors = tool(monkeypatch, capsys, "pictures", "--out", "out", "--count", "2", "--size", "32", *given)
+    drawn = [] if "--list" in asked else ["--count", "2", "--size", "32"]
+    code, _, errors = tool(monkeypatch, capsys, "pictures", "--out", "out", *drawn, *given)
     assert code == 2 and len(errors) == 1 and says in errors[0]
     assert not (tmp_path / "out" / "report.json").exists()
 
 
-def test_sections_and_parts_from_words():
-    assert spec_of("fid") == {"name": "fid"} and spec_of("a: b=1 c=x") == {"name": "a", "b": 1, "c": "x"}
+def test_metrics_and_parts_from_words():
     assert part_of(None) is None and part_of("2/4") == (1, 4)
     names = {spec["name"] for spec in metric_specs([], {})}
     assert {"mask_iou", "background_psnr"} <= names and not {"fid", "clip_score", "diversity"} & names

@@ -35,6 +35,12 @@ def test_it_comes_back(listed):
     assert found.cases[1].outline_pixels() is None
 
 
+def test_text_may_hold_any_character(tmp_path):
+    case = replace(CASE, text="a\u2028b\u2029c\u0085d\x0b\x0c\x1c\r\n", label="a\u2028")
+    write_list(tmp_path / "list.jsonl", HEADER, [case])
+    assert read_list(tmp_path / "list.jsonl").cases == [case]
+
+
 def test_another_case_is_another_digest(listed, tmp_path):
     other = write_list(tmp_path / "other.jsonl", HEADER, [CASE, replace(CASE, level=0.0, outline=None)])
     assert other.digest != read_list(listed).digest

@@ -26,7 +26,8 @@ def a_report(classes=5):
         return {name: a_cell(rng.uniform(0.4, 0.9) - 0.3 * share, rng.randint(20, 400)) for name in metrics
                 if name not in less}
 
-    about = {name: {"better": "lower" if name in ("background_lpips", "seam", "local_fid") else "higher",
+    sides = {"background_lpips": "lower", "seam": "zero", "local_fid": "lower", "class_accuracy": None}
+    about = {name: {"better": sides.get(name, "higher"),
                     "about": f"What {name} says, in a sentence of about this length, with <brackets> & others."}
              for name in metrics}
     return {
@@ -63,7 +64,8 @@ def test_the_page_holds_all_and_asks_for_nothing(tmp_path):
     assert len(page) < 3e6 and page.count("data:image/jpeg;base64,") == 4 * 3 * CASES
     assert not re.search(r"https?://|<script|<link|@import|src=\"(?!data:)|url\(", page)
     for says in ("Evaluation of runs/&lt;coco&gt;", "protocol ladder", "mask_dice", "&lt;brackets&gt; &amp;",
-                 "worst &lt;text&gt; 7", "class 4", "By object&#x27;s size", "0.5"):
+                 "worst &lt;text&gt; 7", "class 4", "By object&#x27;s size", "0.5",
+                 "nearer to 0 is better", "lower is better"):
         assert says in page or says.replace("&#x27;", "'") in page, says
     assert page.count("<svg") == 6  # a metric without a value has no curve
 

@@ -16,7 +16,7 @@ def painting():
     outline[:, 8:18, 8:18] = 1
     predicted[:, 20:30, 20:30] = 0.6
     return Painting(
-        SimpleNamespace(), picture, picture, None, predicted, picture + 1, picture + 2, mask.to(torch.uint8),
+        SimpleNamespace(), picture, picture, predicted, picture + 1, picture + 2, mask.to(torch.uint8),
         outline.to(torch.uint8),
     )
 

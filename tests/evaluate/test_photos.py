@@ -144,8 +144,7 @@ def test_scenes_are_drawn_without_and_with_their_target(tmp_path):
     scenes = open_pictures(made)
     assert isinstance(scenes, Scenes) and json.loads(open(tmp_path / "shapes.jsonl").readline())["size_px"] == 48
     for case in made.cases:
-        differs = (scenes.picture(case) != scenes.whole(case)).any(0)
+        differs = (scenes.picture(case) != scenes.real(case)).any(0)
         outline = case.outline_pixels()[0] == 1
         assert scenes.picture(case).shape == (3, 48, 48) and differs[outline].float().mean() > 0.95
         assert torch.equal(scenes.truth(case), scenes.picture(case))
-        assert torch.equal(scenes.real(case), scenes.whole(case))

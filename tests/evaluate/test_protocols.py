@@ -201,7 +201,7 @@ def test_shapes_are_the_requests_of_the_shapes_evaluation(tmp_path):
     scenes = open_pictures(made)
     assert [case.level for case in made.cases] == [0, 5] * 4
     for case, asked in zip(made.cases[::2], make_cases(4, 2, 32), strict=True):
-        assert torch.equal(scenes.picture(case), asked.background) and torch.equal(scenes.whole(case), asked.image)
+        assert torch.equal(scenes.picture(case), asked.background) and torch.equal(scenes.real(case), asked.image)
         assert (case.text, case.seed, case.label) == (asked.text, asked.seed, asked.shape)
         assert torch.equal(case.mask_pixels(), asked.outline) and torch.equal(case.outline_pixels(), asked.outline)
     for exact, box in zip(made.cases[::2], made.cases[1::2]):

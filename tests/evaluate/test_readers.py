@@ -91,6 +91,18 @@ def test_a_detector_names_the_best_of_what_it_sees_in_the_box(monkeypatch, class
     assert detector("any", "any", classes).read(images[:1], boxes[:1]) == [label]
 
 
+def test_other_class_names_are_another_reader(monkeypatch, classes, tmp_path):
+    weights = str(tmp_path / "weights.safetensors")
+    save_file(torchvision.models.shufflenet_v2_x0_5(num_classes=3).state_dict(), weights)
+    monkeypatch.setattr("sb.evaluate.readers._detection_model", lambda *_: torch.nn.Identity())
+    other, same = str(tmp_path / "other.txt"), str(tmp_path / "same.txt")
+    (tmp_path / "other.txt").write_text("\n".join(reversed(LABELS)))
+    (tmp_path / "same.txt").write_text("\n".join(LABELS))
+    for make in (detector, torchvision_reader):
+        one, two, three = (make("shufflenet_v2_x0_5", weights, file).describe() for file in (classes, other, same))
+        assert one != two and one == three
+
+
 def test_a_torchvision_detector_is_read_from_its_file(classes, pictures, tmp_path):
     make = torchvision.models.detection.ssdlite320_mobilenet_v3_large
     network = make(weights=None, weights_backbone=None, num_classes=3)

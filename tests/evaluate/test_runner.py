@@ -245,5 +245,13 @@ def test_threads_are_given_back(job_at):
 def test_processes_take_turns_on_the_gpus(job_at, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runner, "find_device", torch.device)
     assert [job_at().device_of(part) for part in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert job_at(device="cpu").device_of(1) == "cpu" and job_at(device="cuda:1").device_of(0) == "cuda:1"
+
+
+def test_a_device_that_is_not_here_is_said(job_at, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device in ("cuda", "nonsense") if not torch.cuda.is_available() else ("nonsense",):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            run_part(job_at(device, device=device), 0, 1)

@@ -22,7 +22,8 @@ def scene():
 def test_the_untouched_picture_has_no_seam_and_no_shift(scene):
     picture, mask, thing = scene
     found = seams(picture, picture, mask, thing)
-    assert found.score() == 1 and found.pairs.tolist() == [96.0] * 4  # 24 pairs on each of four sides
+    assert not found.gap().any() and found.score() == 1
+    assert found.pairs.tolist() == [96.0] * 4  # 24 pairs on each of four sides
     assert colour_shift(picture, picture, mask, thing).tolist() == [0.0] * 4
 
 
@@ -39,6 +40,7 @@ def test_a_shift_inside_the_mask_is_a_seam_of_its_size(scene):
     flat[..., ::2] = 104  # the untouched picture's own steps
     shifted = torch.where(mask > 0, flat + 10, flat)
     assert seams(shifted, flat, mask, thing).score() > 2
+    assert seams(shifted, flat, mask, thing).gap().tolist() == pytest.approx([8.0] * 4)  # 10, and 6 or 14 at the sides
     assert colour_shift(shifted, flat, mask, thing).tolist() == pytest.approx([10.0] * 4)
 
 
@@ -48,5 +50,5 @@ def test_the_objects_own_edge_at_the_border_does_not_count(scene):
     touching[:, :, 8:32, 8:32] = 1
     painted = torch.where(touching > 0, torch.full_like(picture, 255), picture)
     found = seams(painted, picture, mask, touching)
-    assert math.isnan(found.score()) and not found.pairs.any()
+    assert math.isnan(found.score()) and found.gap().isnan().all() and not found.pairs.any()
     assert colour_shift(painted, picture, mask, touching).isnan().all()

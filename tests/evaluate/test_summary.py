@@ -1,6 +1,7 @@
 """Tables of a finished list: groups, intervals of pooled metrics, and which requests are the best."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from sb.data.coco import encode_mask
 from sb.evaluate.lists import Case
 from sb.evaluate.summary import SIZES, Pooled, better, folded, groups_of, ranked, share_of, size_of, summarise
+from sb.registry import lookup, names
 
 
 def a_case(number=0, level=0, side=4, label="cat", known=True):
@@ -75,9 +77,37 @@ def test_the_jackknife_gives_a_means_own_interval():
 
 def test_the_best_are_best_by_every_metric():
     quality = torch.tensor([0.3, 0.9, 0.1, 0.5])
-    assert ranked({"mask_iou": quality, "seam_predicted": 1 - quality, "diversity": -9 * quality}) == [1, 3, 0, 2]
-    assert ranked({"mask_iou": torch.tensor([0.3, math.nan, 0.9]), "seam": torch.tensor([2.0, 1.5, 1.0])}) == [2, 1, 0]
-    assert ranked({"mask_iou": torch.full((3,), math.nan)}) == [0, 1, 2]
-    assert [better(name) for name in ("clip_score_whole", "fid", "local_fid", "diversity_lpips")] == [
-        "higher", "lower", "lower", "",
-    ]
+    sides = {"mask_iou": "higher", "colour_shift": "lower", "diversity": None, "seam": "zero"}
+    assert ranked({"mask_iou": quality, "colour_shift": 1 - quality, "diversity": -9 * quality}, sides) == [1, 3, 0, 2]
+    iou, seam = torch.tensor([0.3, math.nan, 0.9]), torch.tensor([-9.0, 1.5, -1.0])
+    assert ranked({"mask_iou": iou, "seam": seam}, sides) == [2, 1, 0]
+    assert ranked({"mask_iou": torch.full((3,), math.nan)}, sides) == [0, 1, 2]
+    assert ranked({"seam": seam[[2, 1, 0]]}, sides) == [0, 1, 2]
+
+
+def test_the_share_of_requests_beaten_counts_ties_half():
+    draw = torch.Generator().manual_seed(0)
+    columns = {name: torch.randint(0, 9, (50,), generator=draw).double() for name in "abc"}
+    columns["a"][::7] = math.nan
+    score = torch.stack([
+        torch.where(x.isnan(), math.nan, ((x[:, None] > x) + 0.5 * (x[:, None] == x)).sum(1) / (~x.isnan()).sum())
+        for x in columns.values()
+    ]).nanmean(0)
+    assert ranked(columns, dict.fromkeys("abc", "higher")) == score.argsort(descending=True, stable=True).tolist()
+
+
+def test_many_requests_are_ranked_in_little_memory():
+    assert ranked({"x": torch.arange(300_000.0)}, {"x": "lower"})[:2] == [0, 1]  # pairs would take 90 GB
+
+
+def test_a_metric_says_which_way_is_better():
+    entries = {name: lookup("metric", name) for name in names("metric") if not name.startswith("acme")}
+    assert {name for name, entry in entries.items() if better(entry, name) == "lower"} == {
+        "fid", "local_fid", "background_lpips", "colour_shift",
+    }
+    assert better(entries["seam"], "seam_predicted") == "zero" and better(entries["diversity"], "diversity") is None
+    assert better(entries["clip_score"], "clip_score_whole") == "higher" and better(object(), "acme") is None
+    told = SimpleNamespace(better={"error": "lower", "hits": "higher"})
+    assert [better(told, name) for name in ("error", "hits", "more")] == ["lower", "higher", None]
+    with pytest.raises(ValueError, match="metric 'x': better must be 'higher', .* not 'less'"):
+        better(SimpleNamespace(better="less"), "x")
