@@ -92,3 +92,14 @@ def test_an_autoencoder_is_no_painter(folder):
     text = card.card(config, json.loads((folder / "meta.json").read_text()))
     assert front(text)["tags"] == ["autoencoder"]
     assert "vae.weights=THIS_FOLDER" in text and "inpaint.py" not in text and "prediction" not in text
+
+
+def test_a_model_that_does_not_say_what_it_learned_from(folder):
+    """Imported models, and those of before: their cards say so, and take no other model's figures for theirs."""
+    config = config_files.plain(config_files.load(folder / "config.yaml"))
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["training_data"], meta["images_seen"]
+    assert "| images seen | not stated |" in card.card(config, meta)
+    (folder / "metrics.json").write_text(json.dumps({"images_seen": None}))
+    assert card._figures(folder, meta) is None
+    assert card._data([{"shards": "a"}]).splitlines()[-1].startswith("| `a` |")

@@ -125,7 +125,9 @@ def test_a_picture_that_is_not_there_is_named(stored, tmp_path):
 def test_a_broken_sample_is_said(stored, monkeypatch):
     photos = Photos(stored[1])
     read = photos._store.read
-    monkeypatch.setattr(photos._store, "read", lambda *place, **asked: replace(read(*place, **asked), image=b"no picture"))
+    monkeypatch.setattr(
+        photos._store, "read", lambda *place, **asked: replace(read(*place, **asked), image=b"no picture")
+    )
     with pytest.raises(ValueError, match=r"picture mine-val-b cannot be read \(bad_image\)"):
         photos.real(CASE)
 
