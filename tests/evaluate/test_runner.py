@@ -173,7 +173,7 @@ def alone(job):
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_report(job_at, whole, tmp_path):
     moments = random.Random(0)
-    job, fork = job_at("killed", {"seconds": 0.02}), multiprocessing.get_context("fork")
+    job, fork = job_at("killed", {"seconds": 0.1}), multiprocessing.get_context("fork")
     kills = 0
     for _ in range(6):
         process = fork.Process(target=alone, args=(job,))
