@@ -26,8 +26,8 @@ from sb.config import write_whole
 from sb.data.decode import decode_mask
 from sb.data.schema import IMAGE_EXTENSIONS, TRUTH
 from sb.data.verify import read_samples
+from sb.evaluate.oracle import NONE
 
-NONE = "none"  # the class after the last
 CROP_PX = 40  # P
 CONTEXT = 1.2  # side of a crop over the longer side of its box
 KIND = "sb classifier"
