@@ -34,16 +34,6 @@ def mean_of(values: Tensor | Sequence[float], seed: int = 0, resamples: int = 10
     return _crossed([given[~given.isnan()][None]], seed, resamples)
 
 
-def paired_difference(
-    a: Tensor | Sequence[float], b: Tensor | Sequence[float], seed: int = 0, resamples: int = 1000
-) -> Quantity:
-    """The mean of ``b - a`` over the same requests (N,), those left out where either is NaN."""
-    first, second = (torch.as_tensor(values, dtype=torch.float64) for values in (a, b))
-    if first.shape != second.shape:
-        raise ValueError(f"a pair needs the same requests on both sides, not {len(first)} and {len(second)}")
-    return mean_of(second - first, seed, resamples)
-
-
 def nested_mean(runs: Sequence[Tensor], seed: int = 0, resamples: int = 1000, scale: Scale | None = None) -> Quantity:
     """The mean of several runs of the same N requests, resampled as one side of ``nested_difference``."""
     side = torch.stack([torch.as_tensor(run, dtype=torch.float64) for run in runs])  # (R, N)
