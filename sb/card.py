@@ -157,7 +157,8 @@ def _figures(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
 def _measured(metrics: Mapping[str, Any] | None) -> str:
     if metrics is None:
         return "Not yet: `python tools/evaluate.py` fills this in where its results lie in the run's folder."
-    head = f"On {metrics['num_requests']} unseen scenes of the shapes world (seed {metrics['seed']}):\n\n"
+    painted = f", painted with {_line(inpaint)}" if (inpaint := metrics.get("inpaint")) else ""
+    head = f"On {metrics['num_requests']} unseen scenes of the shapes world (seed {metrics['seed']}){painted}:\n\n"
     return head + "\n".join(metric_rows(metrics))
 
 

@@ -24,7 +24,7 @@ NETWORKS = {
 DEFAULTS = {"seed": 0, "requests": 256, "count": 1000, "adapter": "own", "data": (), "set": (), "metrics": (),
             "variations": 1, "processes": 1, "threads": 1, "plugins": ()}
 SHAPES = ("requests", "oracle", "seconds")
-LISTS = (*NETWORKS, *"data adapter set metrics reference variations processes threads part plugins".split())
+LISTS = (*NETWORKS, *"data adapter metrics reference variations processes threads part plugins".split())
 
 
 def main() -> int:
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, help="requests painted at once (default 64, of a list 16)")
     made.add_argument("--seed", type=int, help="of what is drawn: scenes, list, noise (default 0; none with --list)")
     made.add_argument("--size", type=int, metavar="PX", help="side of scenes, or of --protocol's pictures")
+    made.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="options of painting, or the adapter's: steps=20")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     shapes = made.add_argument_group("on the shapes world")
     shapes.add_argument("--requests", type=int, help="number of unseen scenes (default 256)")
@@ -59,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
     lists.add_argument("--data", nargs="+", metavar="SHARDS", help="the list's pictures")
     lists.add_argument("--count", type=int, help="objects of --protocol's list (default 1000)")
     lists.add_argument("--adapter", help="own, diffusers, blended or pictures (default own)")
-    lists.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="the adapter's options: steps=20 ...")
     lists.add_argument("--metrics", nargs="+", metavar="SPEC", help="'NAME: key=value' (default: all there can be)")
     for role, what in NETWORKS.items():
         lists.add_argument(f"--{role}", metavar="SPEC", help=what)
@@ -84,11 +84,11 @@ def settle(args: argparse.Namespace) -> None:
 def on_shapes(args: argparse.Namespace) -> int:
     """Scenes of the shapes world."""
     seconds = json.loads(Path(args.seconds).read_text()) if args.seconds else None
+    from sb.config import key_values
     from sb.evaluate.shapes import evaluate_model
-
     evaluate_model(
         args.system, args.out, num_requests=args.requests, batch=args.batch or 64, seed=args.seed, size_px=args.size,
-        device=args.device, oracle_file=args.oracle, seconds=seconds,
+        device=args.device, oracle_file=args.oracle, seconds=seconds, options=key_values(args.set),
     )
     print(f"open {args.out}/contact_sheet.png and {args.out}/report.md")
     return 0

@@ -132,8 +132,8 @@ def crop(images: Tensor, squares: Tensor) -> Tensor:
 
 
 def train_oracle(
-    reconstruct: Reconstruct | None = None, *, size_px: int = 64, seed: int = 0, num_scenes: int = 1600,
-    steps: int = 400, batch: int = 64, num_held_out: int = 500,
+    reconstruct: Reconstruct | None = None, *, size_px: int = 64, seed: int = 0, num_scenes: int = 3200,
+    steps: int = 1200, batch: int = 64, num_held_out: int = 500,
 ) -> Oracle:
     """Draw scenes, train on their objects and on what is no object; ValueError below 98 % on held-out real objects.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sb.card import places, write_card
 from sb.config import write_whole
+from sb.denoising import PaintOptions
 from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
 from sb.evaluate.report import Sheet, contact_sheet, write_report
@@ -26,6 +27,7 @@ from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.weights import digest
 from sb.pictures import save_png
+from sb.registry import call
 from sb.types import Result
 
 CONTROL_LEVEL = 2  # the rung that is drawn for the precision control
@@ -46,11 +48,13 @@ def evaluate_shapes(
     images_seen: int | None = None,
     seconds: Mapping[str, float] | None = None,
     sheet_rows: int = 8,
+    inpaint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metrics as a dict; with ``out_dir`` also ``metrics.json``, ``per_request.json``, ``report.md`` and
     ``contact_sheet.png`` there, ``metrics.json`` last.
 
     paint: requests in, results out; it must accept ``use_predicted=False``. seconds: earlier stages to list with ours.
+    inpaint: what ``paint`` paints with, to be told in the results.
     """
     clock = _Clock(seconds or {})
     cases = make_cases(num_requests, seed, size_px)
@@ -85,6 +89,7 @@ def evaluate_shapes(
         "oracle_accuracy": oracle.accuracy.get("real"),
         "oracle": oracle.accuracy,
         "images_seen": images_seen,
+        "inpaint": dict(inpaint or {}),
         "num_requests": num_requests,
         "seed": seed,
         "size_px": size_px,
@@ -106,13 +111,13 @@ def evaluate_shapes(
 def evaluate_model(
     model: str | Path, out_dir: str | Path, num_requests: int = 256, batch: int = 64, seed: int = 0,
     size_px: int | None = None, device: str = "auto", oracle_file: str | Path | None = None,
-    seconds: Mapping[str, float] | None = None,
+    seconds: Mapping[str, float] | None = None, options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """``evaluate_shapes`` of a stored model, with an oracle read from a file or trained on this model's VAE.
 
     A trained oracle is kept as ``oracle.safetensors`` in ``out_dir``. Results in a run's own folder go into its model's
-    card. size_px: of the scenes, by default the size that
-    the model was trained at. ValueError where ``out_dir`` holds results.
+    card. size_px: of the scenes, by default the size that the model was trained at. options: of painting, instead of
+    the model's own. ValueError where ``out_dir`` holds results.
     """
     out_dir = Path(out_dir)
     if (out_dir / "metrics.json").exists():
@@ -120,6 +125,7 @@ def evaluate_model(
     if num_requests < 2 or batch < 1:
         raise ValueError(f"needs at least 2 requests and 1 per batch, not {num_requests} and {batch}")
     inpainter = Inpainter.load(str(model), device)
+    inpainter.options = call("inpaint", PaintOptions, {**vars(inpainter.options), **(options or {})})
     size_px = int(inpainter.about.get("image_size", 64)) if size_px is None else size_px
     clock = _Clock(seconds or {})
     if oracle_file is not None:
@@ -130,7 +136,7 @@ def evaluate_model(
     clock.lap("oracle")
     metrics = evaluate_shapes(
         inpainter.paint, inpainter.ladder, oracle, num_requests, batch, seed, out_dir, size_px,
-        inpainter.about.get("images_seen"), clock.seconds,
+        inpainter.about.get("images_seen"), clock.seconds, inpaint=vars(inpainter.options),
     )
     folder = None if Path(model).is_file() else find_folder(model)  # a file's may be the raw weights
     if folder is not None and out_dir.resolve() in [place.resolve() for place in places(folder)]:
@@ -145,6 +151,7 @@ def _each(on_outline: Scores, on_box: Scores, off: Scores, control: Control) -> 
         "shape_outline": on_outline.shape,
         "colour_outline": on_outline.colour,
         "texture_outline": on_outline.texture,
+        "all_three_outline": on_outline.all_three,
         "iou_outline": on_outline.iou,
         "iou_before_paste": on_outline.iou_decoded,
         "no_object_outline": on_outline.none,
@@ -152,6 +159,7 @@ def _each(on_outline: Scores, on_box: Scores, off: Scores, control: Control) -> 
         "shape_box": on_box.shape,
         "colour_box": on_box.colour,
         "texture_box": on_box.texture,
+        "all_three_box": on_box.all_three,
         "no_object_box": on_box.none,
         "occupancy_box": on_box.occupancy,
         "occupancy_box_without": off.occupancy,

@@ -78,16 +78,17 @@ class Painted:
 class Scores:
     """One value per case (B,), and the pooled numbers of a run.
 
-    text: shape and colour as asked. colour, texture: that word alone. none: no object. occupancy: object over mask
-    area. iou, iou_decoded: object against outline, after and before the paste. mask_iou: predicted mask against
-    object. outside: pixels outside the mask bit-equal. background_mse, background_db: mean square error, and pooled
-    PSNR, of the mask's other pixels.
+    text: shape and colour as asked. colour, texture: that word alone. all_three: shape, colour and texture. none: no
+    object. occupancy: object over mask area. iou, iou_decoded: object against outline, after and before the paste.
+    mask_iou: predicted mask against object. outside: pixels outside the mask bit-equal. background_mse, background_db:
+    mean square error, and pooled PSNR, of the mask's other pixels.
     """
 
     text: Tensor
     shape: Tensor
     colour: Tensor
     texture: Tensor
+    all_three: Tensor
     none: Tensor
     occupancy: Tensor
     iou: Tensor
@@ -121,6 +122,7 @@ def score(cases: Sequence[ShapesCase], painted: Painted, oracle: Oracle) -> Scor
         shape=(right["shape"] & ~none).float(),
         colour=(right["colour"] & ~none).float(),
         texture=(right["texture"] & ~none).float(),
+        all_three=(right["shape"] & right["colour"] & right["texture"] & ~none).float(),
         none=none.float(),
         occupancy=found.sum((1, 2, 3)) / painted.mask.sum((1, 2, 3)),
         iou=iou(found, outline),

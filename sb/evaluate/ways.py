@@ -80,10 +80,10 @@ def compare_ways(
     """A row for each way on scenes of the shapes world, outline masks and box masks.
 
     text_outline, text_box, iou_outline: means, and ``loss_``: how much lower than the first way's at most, with 95 %
-    confidence (paired, normal). texture: of both kinds of mask. Of box masks: local_fd_box, Frechet distance of the
-    object's features; background_db_box, seam_box, shift_box, outside the object. equal: whether every pixel outside
-    came back. ms: per request, in batches of ``batch``. box_px: box masks are squares of this side about the middle of
-    the target, as far as the scene goes.
+    confidence (paired, normal). texture: of both kinds of mask. Of box masks: all_three_box, shape, colour and texture;
+    local_fd_box, Frechet distance of the object's features; background_db_box, seam_box, shift_box, outside the object.
+    equal: whether every pixel outside came back. ms: per request, in batches of ``batch``. box_px: box masks are
+    squares of this side about the middle of the target, as far as the scene goes.
     """
     rows: list[dict[str, Any]] = []
     first: dict[str, Tensor] = {}
@@ -110,8 +110,8 @@ def compare_ways(
             "way": way.name,
             **{name: float(values.mean()) for name, values in each.items()},
             **{f"loss_{name}": _loss_limit(first[name], values) for name, values in each.items()},
-            "texture": float(texture.mean()), "local_fd_box": on_box.local_fd,
-            "background_db_box": on_box.background_db,
+            "texture": float(texture.mean()), "all_three_box": float(on_box.all_three.mean()),
+            "local_fd_box": on_box.local_fd, "background_db_box": on_box.background_db,
             **_border(painted.pixels, background, boxes, found),
             "equal": _all_equal(on_outline, on_box), "ms": 1000 * seconds / (2 * len(cases)),
         })

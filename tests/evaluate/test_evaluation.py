@@ -167,7 +167,7 @@ def test_the_tool_makes_the_list_and_the_report(plugin, tmp_path, monkeypatch, c
     (["--protocol", "boxes"], "did you mean 'box'"), (["--list", "absent.jsonl"], "absent.jsonl"),
     (["--protocol", "shapes", "--part", "3/2"], "must read P/N"),
     (["--set", "steps=3", "--lpips", "lpips", "--processes", "1"],
-     "--count, --lpips, --set, --processes: of no use without --list or --protocol"),
+     "--count, --lpips, --processes: of no use without --list or --protocol"),
     (["--list", "absent.jsonl", "--seed", "0", "--oracle", "o"], "--seed, --oracle: of no use with --list"),
     (["--protocol", "shapes", "--requests", "256", "--seconds", "s"], "--requests, --seconds: of no use with"),
     (["--protocol", "shapes", "--processes", "0"], "at least 1"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sb.denoising import PaintOptions
 from sb.evaluate.compare import compare
 from sb.evaluate.oracle import CONTEXT, Oracle, boxes_of, crop, train_oracle, vae_round_trip
 from sb.evaluate.requests import ShapesCase, make_cases, masks_at
@@ -66,8 +67,10 @@ def test_an_ideal_painter_is_ideal(oracle: Oracle, tmp_path: Path) -> None:
     assert each["texts"][3] == make_cases(NUM)[3].text and len(each["seeds"]) == NUM
     for key in ("text_outline", "iou_outline", "no_object_box", "mask_iou"):
         assert sum(each["metrics"][key]) / NUM == pytest.approx(found[key], abs=1e-4)
+    both = zip(each["metrics"]["text_box"], each["metrics"]["texture_box"], strict=True)
+    assert each["metrics"]["all_three_box"] == [text * texture for text, texture in both]
     assert each["metrics"]["background_mse_box"] == [0] * NUM
-    assert [(row.difference, row.low, row.high) for row in compare(tmp_path, tmp_path)] == [(0, 0, 0)] * 22
+    assert [(row.difference, row.low, row.high) for row in compare(tmp_path, tmp_path)] == [(0, 0, 0)] * 24
     assert found["seconds"]["train"] == 1.5 and found["images_seen"] == 5
     report = (tmp_path / "report.md").read_text()
     assert "text_outline" in report and "| 0 | 1 | 2 | 3 |" in report
@@ -204,16 +207,23 @@ def test_one_request_has_no_spread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("about, asked, size", [({"image_size": 48}, None, 48), ({}, None, 64), ({}, 32, 32)])
-def test_scenes_have_the_size_of_the_model(
+def test_scenes_have_the_size_of_the_model_and_are_painted_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, about: dict[str, int], asked: int | None, size: int
 ) -> None:
-    sizes = []
-    model = SimpleNamespace(about=about, ladder=LADDER, paint=None)
+    sizes, told = [], []
+    model = SimpleNamespace(about=about, ladder=LADDER, paint=None, options=PaintOptions(guidance=2.5))
     monkeypatch.setattr("sb.evaluate.shapes.Inpainter", SimpleNamespace(load=lambda *_: model))
     monkeypatch.setattr("sb.evaluate.shapes.Oracle", SimpleNamespace(load=lambda *_: None))
-    monkeypatch.setattr("sb.evaluate.shapes.evaluate_shapes", lambda *args: sizes.append(args[7]))
-    evaluate_model("any", tmp_path, size_px=asked, oracle_file="any")
-    assert sizes == [size]
+
+    def evaluated(*args: Any, inpaint: dict[str, Any]) -> None:
+        sizes.append(args[7])
+        told.append(inpaint)
+
+    monkeypatch.setattr("sb.evaluate.shapes.evaluate_shapes", evaluated)
+    evaluate_model("any", tmp_path, size_px=asked, oracle_file="any", options={"steps": 3})
+    assert sizes == [size] and told == [vars(PaintOptions(guidance=2.5, steps=3))] == [vars(model.options)]
+    with pytest.raises(ValueError, match="did you mean 'steps'"):
+        evaluate_model("any", tmp_path, oracle_file="any", options={"step": 3})
 
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
