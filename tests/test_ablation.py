@@ -17,9 +17,11 @@ BASELINE = {  # Stable Diffusion's inpainting recipe: text about the whole pictu
     "denoiser.with_level", "denoiser.with_mask_head", "callbacks.mask_log", "objective.region",
     "conditioning.name", "conditioning.encode", "conditioning.mask_channels",
 }
+PAPER = {"schedule.prediction", "schedule.zero_terminal_snr", "denoiser.scale_shift"}
 DIFFERENCES = {
     "full": set(),
-    "random_masks": BASELINE | {"schedule.prediction", "schedule.zero_terminal_snr", "denoiser.scale_shift"},
+    "paper": PAPER | {"conditioning.encode"},
+    "random_masks": BASELINE | PAPER,
     "random_masks_v": BASELINE,
     "outlines_only": {*(f"ladder.level_weights.{level}" for level in range(1, 6)), "denoiser.with_level"},
     "no_level": {"denoiser.with_level"},
@@ -30,6 +32,10 @@ DIFFERENCES = {
     "whole_loss": {"objective.region"},
     "encode_full": {"conditioning.encode"},
     "trained_text": {"system.train_text"},
+    "eps": {"schedule.prediction", "schedule.zero_terminal_snr"},
+    "added_time": {"denoiser.scale_shift"},
+    "equal_levels": {"ladder.level_weights.5"},
+    "wide": {f"denoiser.widths.{level}" for level in range(3)},
 }
 
 

@@ -110,8 +110,8 @@ def contact_sheet(sheet: Sheet) -> Image.Image:
     paper = Image.new("RGB", (step * len(titles) + GAP_PX, HEAD_PX + row_px * len(sheet.cases)), PAPER)
     draw = ImageDraw.Draw(paper)
     for column, (title, note) in enumerate(titles):
-        draw.text((GAP_PX + column * step, 6), title, INK, _font(16))
-        draw.text((GAP_PX + column * step, 27), note, FAINT, _font(12))
+        draw.text((GAP_PX + column * step, 6), title, INK, font(16))
+        draw.text((GAP_PX + column * step, 27), note, FAINT, font(12))
     for row, case in enumerate(sheet.cases):
         top = HEAD_PX + row * row_px
         draw.line((0, top - 2, paper.width, top - 2), (215, 215, 215))
@@ -126,7 +126,7 @@ def contact_sheet(sheet: Sheet) -> Image.Image:
             pictures.append(_masked(_array(last.pixels), (last.predicted > 0.5)))
         for column, picture in enumerate(pictures):
             _paste(paper, picture, (GAP_PX + column * step, below), PICTURE_PX)
-        draw.text((GAP_PX + step, top + LABEL_PX + 20), f'"{case.text}"', INK, _font(17))
+        draw.text((GAP_PX + step, top + LABEL_PX + 20), f'"{case.text}"', INK, font(17))
     return paper
 
 
@@ -149,5 +149,6 @@ def _array(pixels: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).numpy()
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """What Pillow brings along, in px."""
     return ImageFont.load_default(size=size)

@@ -44,11 +44,11 @@ def make_study(
     out, a, b = Path(out), Path(a), Path(b)
     if out.exists():
         raise ValueError(f"{out} is there already: choose another folder or remove it")
-    of_a, of_b = _pictures(a), _pictures(b)
+    of_a, of_b = pictures_of(a), pictures_of(b)
     names = sorted(of_a.keys() & of_b.keys())
     if not 0 < pairs <= len(names):
         raise ValueError(f"{a} and {b} have {len(names)} equally named pictures, too few for {pairs} pairs")
-    cases = _list_of(a, b, list_file)
+    cases = list_of([a, b], list_file)
     draw = random.Random(seed)
     names = draw.sample(names, pairs)
     a_left = [number % 2 == 0 for number in range(pairs)]
@@ -64,7 +64,7 @@ def make_study(
             pair: Pair = {"text": case.text if case else None, "input": None}
             for side, path in (("left", left), ("right", right)):
                 pair[side] = f"pictures/{number:03d}-{side}.png"
-                save_png(_picture(image_tensor(path)), folder / pair[side])  # the pixels alone: no name, no date
+                save_png(picture_of(image_tensor(path)), folder / pair[side])  # the pixels alone: no name, no date
             if inputs and case:
                 pair["input"] = f"pictures/{number:03d}-input.png"
                 save_png(outlined(inputs.picture(case), case.mask_pixels()), folder / pair["input"])
@@ -89,14 +89,15 @@ def outlined(image: Tensor, mask: Tensor) -> Image.Image:
     black = dilate(inside.float(), width)
     white = dilate(black, width)
     large = torch.where(white > inside, torch.where(black > inside, 0, 255), large)
-    return _picture(large.to(torch.uint8))
+    return picture_of(large.to(torch.uint8))
 
 
-def _picture(pixels: Tensor) -> Image.Image:
+def picture_of(pixels: Tensor) -> Image.Image:
+    """Of (3, H, W) uint8."""
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def pictures_of(folder: Path) -> dict[str, Path]:
     """The PNGs of an evaluation, or of a plain folder, by name."""
     place = folder / "pictures" if (folder / "pictures").is_dir() else folder
     found = {path.stem: path for path in place.glob("*.png")}
@@ -105,12 +106,13 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _list_of(a: Path, b: Path, list_file: str | Path | None) -> CaseList | None:
-    """The list that both painted; ValueError where they painted two."""
-    own = {path for folder in (a, b) if (path := folder / "list.jsonl").is_file()}
+def list_of(folders: Sequence[Path], list_file: str | Path | None = None) -> CaseList | None:
+    """The list that all painted, None where there is none; ValueError where they painted two."""
+    own = {path for folder in folders if (path := folder / "list.jsonl").is_file()}
     lists = [read_list(path) for path in ({Path(list_file)} if list_file else set()) | own]
     if len({found.digest for found in lists}) > 1:
-        raise ValueError(f"{a} and {b} were not painted for the same list: evaluate both with one list file")
+        painted = " and ".join(map(str, folders))
+        raise ValueError(f"{painted} were not painted for the same list: evaluate both with one list file")
     return lists[0] if lists else None
 
 
