@@ -54,13 +54,10 @@ def membrane_match() -> ColourMatch:
     """The differences along the border, spread inside as evenly as they go: the decoded picture's gradients stay.
 
     The correction is harmonic inside, which is Poisson image editing (Perez et al., 2003) of the decoded picture into
-    the true one. Needs scipy (``pip install -e '.[blend]'``).
+    the true one.
     """
-    try:
-        from scipy.sparse import coo_matrix, diags
-        from scipy.sparse.linalg import spsolve
-    except ImportError:
-        raise ValueError("colour_match: membrane needs scipy: pip install -e '.[blend]'") from None
+    from scipy.sparse import coo_matrix, diags
+    from scipy.sparse.linalg import spsolve
 
     def match(decoded: Tensor, picture: Tensor, painted: Tensor) -> Tensor:
         inside = painted[0] > 0

@@ -4,6 +4,7 @@ This module reads and merges; what a section means is decided where it is built 
 """
 
 import difflib
+import fcntl
 import importlib
 import json
 import os
@@ -86,6 +87,16 @@ def whole(path: str | Path) -> Iterator[Path]:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting; the file is made, and stays, empty."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -9,8 +9,6 @@ MATCHERS = ["mean", "smooth", "membrane"]
 
 
 def matcher(name):
-    if name == "membrane":
-        pytest.importorskip("scipy")
     return build("colour_match", {"name": name})
 
 

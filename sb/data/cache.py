@@ -1,15 +1,14 @@
 """A bounded local cache of remote files, shared by a machine's processes: whole files or none, oldest out first."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec.core
+
+from sb.config import locked
 
 TRIES = 3
 LOCKS = 64
@@ -39,18 +38,11 @@ class FileCache:
         path = self.folder / f"{digest}-{address.rpartition('/')[2]}"
         if _touch(path):
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(int(digest, 16) % LOCKS):
+        with locked(self.folder / f".lock-{int(digest, 16) % LOCKS:02d}"):
             if not _touch(path):
                 _fetch(address, path, size)
                 self._trim(keep=path)
         return path
-
-    @contextmanager
-    def _locked(self, number: int) -> Iterator[None]:
-        with open(self.folder / f".lock-{number:02d}", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _trim(self, keep: Path) -> None:
         found: list[tuple[float, int, Path]] = []

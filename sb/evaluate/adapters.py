@@ -130,6 +130,7 @@ class Pipeline:
         return {
             "name": self.name, "system": Path(self.system).name, "class": type(self.pipe).__name__,
             "weights": {name: digest(part.state_dict()) for name, part in sorted(networks.items())},
+            "sampler": {"class": type(self.pipe.scheduler).__name__, **self.pipe.scheduler.config},
             "options": vars(self.options), "dtype": self.dtype, "diffusers": self.version,
         }
 

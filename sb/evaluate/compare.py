@@ -19,7 +19,7 @@ from sb.evaluate.quantity import Quantity, Scale, nested_difference, nested_mean
 
 PER_REQUEST = "per_request.json"
 PARTS = {"options": "set of options", "features": "feature network", "clip": "CLIP", "lpips": "LPIPS network"}
-ASKED = ("list", "size_px", "seeds", "texts")
+ASKED = ("list", "size_px", "seeds", "texts", "objects")
 MSE, DB = "background_mse", "background_db"  # stored per request, and what it is given as
 MAX_DB = 60.0
 Folders = str | Path | Sequence[str | Path]
@@ -52,10 +52,11 @@ def compare(a_dirs: Folders, b_dirs: Folders, metrics: Sequence[str] = ()) -> li
     _check_measured_alike(chosen, [*first, *second])
     for metric in chosen:
         runs = torch.stack([_values(run, metric) for run in (*first, *second)])  # (R, N)
-        runs = runs[:, ~runs.isnan().any(0)]
-        a, b = list(runs[: len(first)]), list(runs[len(first):])
-        gap = nested_difference(a, b, scale=_scale(metric))
-        of_a, of_b = (nested_mean(side, resamples=2, scale=_scale(metric)).value for side in (a, b))
+        counted = ~runs.isnan().any(0)
+        a, b = list(runs[: len(first), counted]), list(runs[len(first):, counted])
+        groups = _groups(first[0])[counted]
+        gap = nested_difference(a, b, groups, scale=_scale(metric))
+        of_a, of_b = (nested_mean(side, groups, resamples=2, scale=_scale(metric)).value for side in (a, b))
         rows.append(Difference(metric, of_a, of_b, gap.value, gap.low, gap.high, gap.n, (len(a), len(b))))
     return rows
 
@@ -107,11 +108,11 @@ def parse_systems(texts: Sequence[str]) -> dict[str, list[str]]:
 def _cell(metric: str, side: Sequence[Run], first: Sequence[Run] | None) -> str:
     if not all(_stored(metric) in run["metrics"] for run in side):
         return "-"
-    values, scale = [_values(run, metric) for run in side], _scale(metric)
-    cell = _shown(nested_mean(values, scale=scale), len(values[0]))
+    values, groups, scale = [_values(run, metric) for run in side], _groups(side[0]), _scale(metric)
+    cell = _shown(nested_mean(values, groups, scale=scale), len(values[0]))
     if first is None or not all(_stored(metric) in run["metrics"] for run in first):
         return cell
-    gap = nested_difference([_values(run, metric) for run in first], values, scale=scale)
+    gap = nested_difference([_values(run, metric) for run in first], values, groups, scale=scale)
     return f"{cell}<br>{_shown(gap, len(values[0]), '+')}" + "*" * _sure(gap.low, gap.high)
 
 
@@ -148,6 +149,11 @@ def _values(run: Run, metric: str) -> Tensor:
     """(N,), NaN where a request has no value."""
     found = run["metrics"][_stored(metric)]
     return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
+
+
+def _groups(run: Run) -> Tensor:
+    """(N,) requests of one object share a number; each has its own where nothing is said of it."""
+    return torch.tensor(run.get("objects") or range(len(run["seeds"])))
 
 
 def _scale(metric: str) -> Scale | None:

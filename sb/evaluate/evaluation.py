@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sb.config import import_plugins, spec_of, write_whole
+from sb.config import import_plugins, locked, spec_of, write_whole
 from sb.evaluate.adapters import picture_name
 from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.lists import CaseList, read_list
 from sb.evaluate.page import CASES, KINDS, Shown, number, write_page
 from sb.evaluate.photos import open_pictures
 from sb.evaluate.protocols import make_list
+from sb.evaluate.quantity import finite
 from sb.evaluate.runner import (
-    ABOUT, LIST, PICTURES, Job, Measured, build_metrics, fingerprints, finished, measured,
+    ABOUT, LIST, LOCK, PICTURES, Job, Measured, build_metrics, fingerprints, finished, measured,
     over_seeds, run_part, run_parts,
 )
-from sb.evaluate.summary import Pooled, better, ranked, share_of, summarise
+from sb.evaluate.summary import Pooled, better, objects_of, ranked, share_of, summarise
 from sb.pictures import image_tensor
 from sb.registry import lookup, names, takes
 
@@ -77,8 +78,9 @@ def place_list(
             make_list(file, protocol, count, data=data, seed=seed, size_px=size_px)
         assert file is not None
         found = read_list(file)
-        if not place.is_file():
-            write_whole(place, Path(file).read_bytes())
+        with locked(place.parent / LOCK):
+            if not place.is_file():
+                write_whole(place, Path(file).read_bytes())
     if read_list(place).digest != found.digest:
         raise ValueError(f"{out} holds an evaluation of another list: choose another folder, or remove it")
     return found
@@ -97,7 +99,10 @@ def evaluate_list(job: Job, processes: int = 1, part: tuple[int, int] | None = N
         run_parts(job, processes)
     else:
         run_part(job, *part)
-    return write_report(job) if finished(job) else None
+    if not finished(job):
+        return None
+    with locked(Path(job.out) / LOCK):  # the last parts may find that at once
+        return write_report(job)
 
 
 def write_report(job: Job) -> dict[str, Any]:
@@ -117,6 +122,7 @@ def write_report(job: Job) -> dict[str, Any]:
     report = {
         "schema": SCHEMA, "num_requests": len(cases.cases), "list": {**cases.header, "digest": cases.digest},
         "system": about["system"], "networks": about["networks"],
+        "settings": {key: about[key] for key in ("metrics", "variations", "chunk", "threads", "device")},
         "metrics": {name: {"better": side, "about": _about(metrics[of[name]])} for name, side in sides.items()},
         **groups, "shown": picked,
     }
@@ -127,9 +133,9 @@ def write_report(job: Job) -> dict[str, Any]:
     made_by = fingerprints(job, about["networks"])
     write_whole(out / PER_REQUEST, (json.dumps({
         "list": cases.digest, "seeds": [case.seed for case in cases.cases],
-        "texts": [case.text for case in cases.cases],
+        "texts": [case.text for case in cases.cases], "objects": objects_of(cases.cases).tolist(),
         "fingerprints": {name: made_by[metric] for name, metric in found.metrics.items()},
-        "metrics": {name: [_plain(value) for value in column.tolist()] for name, column in found.values.items()},
+        "metrics": {name: [finite(value) for value in column.tolist()] for name, column in found.values.items()},
     }) + "\n").encode())
     write_whole(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
     return report
@@ -208,7 +214,3 @@ def _write_board(folder: Path, report: Mapping[str, Any], shown: Mapping[str, Se
             for place, case in enumerate(some):
                 strip = torch.cat([image_tensor(picture) for picture in case.pictures.values()], dim=2)
                 board.add_image(f"{kind}/{place}", strip, step)
-
-
-def _plain(value: float) -> float | None:
-    return None if value != value else round(value, 6)

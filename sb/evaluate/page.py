@@ -125,8 +125,9 @@ def _page(report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> It
     facts = [f"{report['num_requests']} requests", f"protocol {report['list']['protocol']}", *looked]
     yield f"<h1>{title}</h1><p>{escape(', '.join(facts))}. Intervals hold 95 % over the requests.</p>\n"
     about = {key: value for key, value in report["list"].items() if key not in ("schema", "count", "rules")}
-    told = {"System": system, "List": about, **report["networks"], "Rules of the list": report["list"]["rules"]}
-    yield "<details><summary>System, list and networks</summary><dl>"
+    told = {"System": system, "List": about, "Rules of the list": report["list"]["rules"], **report["networks"],
+            "Settings": report["settings"]}
+    yield "<details><summary>System, list, networks and settings</summary><dl>"
     for name, settings in told.items():
         yield f"<dt>{escape(name)}</dt><dd>{escape(_said(settings))}</dd>"
     yield "</dl></details>\n<h2>Overall</h2>\n"

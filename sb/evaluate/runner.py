@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sb.config import check_keys, difference, import_plugins, write_whole
+from sb.config import check_keys, difference, import_plugins, locked, write_whole
 from sb.data.write import fingerprint_of
 from sb.evaluate.adapters import Adapter, picture_name
 from sb.evaluate.lists import Case, CaseList, read_list
@@ -38,7 +38,7 @@ from sb.types import Request
 ROLES = {"reader": "reader", "features": "feature network", "clip": "feature network", "lpips": ""}
 VARIATION = 1_000_000_000  # from one seed of a request to the next
 START = "spawn"  # how processes begin: CUDA cannot be forked
-LIST, ABOUT, PICTURES, ROWS = "list.jsonl", "run.json", "pictures", "rows"
+LIST, ABOUT, PICTURES, ROWS, LOCK = "list.jsonl", "run.json", "pictures", "rows", ".lock"
 SCHEMA = 2  # of the folder's rows
 Spec = dict[str, Any]
 
@@ -141,7 +141,8 @@ def _told_of(network: Any, spec: Spec) -> dict[str, Any]:
 def run_part(job: Job, part: int, parts: int) -> None:
     """Paint and measure chunks part, part + parts, ... of the job's list, as far as they are not finished.
 
-    Raises ValueError where the folder holds another evaluation, and whatever adapters and metrics raise.
+    Raises ValueError where the folder holds another evaluation or memory does not suffice, and whatever adapters and
+    metrics raise.
     """
     import_plugins(job.plugins)
     before = torch.get_num_threads()
@@ -152,6 +153,8 @@ def run_part(job: Job, part: int, parts: int) -> None:
         todo = [k for k in range(part, worker.num_chunks, parts) if not _rows(job.out, k).is_file()]
         for chunk in tqdm(todo, desc=f"part {part + 1} of {parts}", unit="chunk", position=part, mininterval=1):
             worker.do(chunk)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"out of memory: {str(error)[:120]}; lower --batch, in another folder") from None
     finally:
         torch.set_num_threads(before)
 
@@ -256,7 +259,7 @@ class _Worker:
             write_state(features, _features(self.job.out, chunk))
         lines = [
             {"number": number, "values": {
-                metric: {name: _number(column[place]) for name, column in found.items()}
+                metric: {name: _exactly(column[place]) for name, column in found.items()}
                 for metric, found in values.items()
             }}
             for place, number in enumerate(numbers)
@@ -281,8 +284,9 @@ class _Worker:
 def _claim(place: Path, about: Spec) -> None:
     """Say of a folder what is evaluated in it; ValueError where that is something else."""
     about = json.loads(json.dumps(about))
-    if not place.is_file():
-        write_whole(place, (json.dumps(about, indent=1) + "\n").encode())
+    with locked(place.parent / LOCK):
+        if not place.is_file():
+            write_whole(place, (json.dumps(about, indent=1) + "\n").encode())
     found = json.loads(place.read_text())
     if found != about:
         raise ValueError(f"{place.parent} holds another evaluation, which differs in {difference(found, about)}: "
@@ -297,6 +301,6 @@ def _features(out: str, chunk: int) -> Path:
     return Path(out) / ROWS / f"{chunk:06d}.safetensors"
 
 
-def _number(value: float) -> float | None:
+def _exactly(value: float) -> float | None:
     """As strict JSON holds it."""
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

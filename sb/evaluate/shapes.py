@@ -19,6 +19,7 @@ from sb.config import write_whole
 from sb.denoising import PaintOptions
 from sb.evaluate.compare import PER_REQUEST
 from sb.evaluate.oracle import Oracle, train_oracle, vae_round_trip
+from sb.evaluate.quantity import finite
 from sb.evaluate.report import Sheet, contact_sheet, write_report
 from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_cases
 from sb.evaluate.shapes_metrics import Painted, Scores, object_of, score
@@ -78,7 +79,7 @@ def evaluate_shapes(
     clock.lap("measure")
     metrics: dict[str, Any] = {
         **{name: _mean(values) for name, values in each.items() if not name.startswith(POOLED)},
-        "mask_iou": None if on_box.mask_iou is None else _mean(on_box.mask_iou),
+        "mask_iou": None if on_box.mask_iou is None else finite(_mean(on_box.mask_iou)),
         "background_db_box": round(on_box.background_db, 2),
         "background_db_box_without": round(off.background_db, 2),
         "local_fd_outline": round(on_outline.local_fd, 3),
@@ -102,7 +103,7 @@ def evaluate_shapes(
         _write(Path(out_dir), metrics, sheet, {
             "size_px": size_px, "oracle": digest(oracle.state_dict()),
             "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
-            "metrics": {name: [round(v, 6) for v in values.tolist()] for name, values in each.items()},
+            "metrics": {name: [finite(value) for value in values.tolist()] for name, values in each.items()},
         })
     metrics["seconds"] = clock.seconds
     return metrics
@@ -219,7 +220,7 @@ def _write_example(folder: Path, case: ShapesCase, mask: Tensor) -> None:
 
 
 def _mean(values: Tensor) -> float:
-    return round(float(values.float().mean()), 4)
+    return round(float(values.float().nanmean()), 4)
 
 
 class _Clock:

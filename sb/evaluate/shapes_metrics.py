@@ -49,10 +49,10 @@ def _chroma(image: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of masks (B, 1, H, W) -> (B,); 0 where both are empty."""
+    """Intersection over union of masks (B, 1, H, W) -> (B,); NaN where both are empty."""
     first, second = a > 0, b > 0
     both, either = (first & second).sum((1, 2, 3)), (first | second).sum((1, 2, 3))
-    return both / either.clamp(min=1)
+    return both / either
 
 
 def decibel(squared_error: float, count: float) -> float:
@@ -129,7 +129,7 @@ def score(cases: Sequence[ShapesCase], painted: Painted, oracle: Oracle) -> Scor
         iou_decoded=iou(before, outline),
         mask_iou=None if painted.predicted is None else iou(painted.predicted > 0.5, found),
         outside=kept.all(1).all(1).all(1),
-        background_mse=squared.sum((1, 2, 3)) / (3 * rest.sum((1, 2, 3))).clamp(min=1),
+        background_mse=squared.sum((1, 2, 3)) / (3 * rest.sum((1, 2, 3))),  # NaN where nothing is left of it
         background_db=decibel(float(squared.double().sum()), 3 * float(rest.sum())),
         local_fd=frechet_distance(reading.features, truth.features),
     )

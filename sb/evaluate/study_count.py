@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sb.evaluate.quantity import DEVIATIONS, ENDS, Quantity
+from sb.evaluate.quantity import Quantity, wilson
 from sb.evaluate.study import KEY, SCHEMA
 
 RESAMPLES = 2000
@@ -42,8 +42,9 @@ class Count:
 def count_votes(study: str | Path, results: Sequence[str | Path], seed: int = 0) -> Count:
     """Count the results files of one study folder; ValueError for a file of another study, or a rater counted twice.
 
-    Intervals are 95 %: Wilson's score interval for one rater, a bootstrap over raters and pairs for several: both
-    resampled, crosswise, and of R raters R - 1 drawn, as ``nested_difference`` draws runs.
+    Intervals are Wilson's score intervals of 95 %. Several raters' votes count for as many as have the variance of a
+    bootstrap over raters and pairs: both resampled, crosswise, and of R raters R - 1 drawn, as ``nested_difference``
+    draws runs.
     """
     key = _read(Path(study) / KEY, ("study", "a", "b", "a_left"))
     rows: dict[str, list[str | None]] = {}
@@ -69,16 +70,6 @@ def count_votes(study: str | Path, results: Sequence[str | Path], seed: int = 0)
         int(voted.sum()) - num_decided, _share(won, decided, seed), _share(halves, voted, seed), lefts,
         sign_test(lefts, num_decided),
     )
-
-
-def wilson(wins: float, votes: float) -> Quantity:
-    """A share and its 95 % score interval (E. B. Wilson, 1927), which stays inside [0, 1] near its ends."""
-    if not votes:
-        return Quantity(math.nan, math.nan, math.nan, 0)
-    share, z2 = wins / votes, DEVIATIONS**2
-    centre = (share + z2 / (2 * votes)) / (1 + z2 / votes)
-    margin = DEVIATIONS / (1 + z2 / votes) * math.sqrt(share * (1 - share) / votes + z2 / (4 * votes**2))
-    return Quantity(share, centre - margin, centre + margin, int(votes))
 
 
 def sign_test(count: int, of: int) -> float:
@@ -109,9 +100,12 @@ def _percent(share: Quantity) -> str:
 def _share(won: Tensor, counted: Tensor, seed: int) -> Quantity:
     """Sum of won (R, P) over sum of counted (R, P)."""
     raters, pairs = won.shape
-    whole = wilson(float(won.sum()), float(counted.sum()))
-    if raters == 1 or not whole.n:
-        return whole
+    votes = int(counted.sum())
+    if not votes:
+        return Quantity(math.nan, math.nan, math.nan, 0)
+    share = float(won.sum()) / votes
+    if raters == 1:
+        return Quantity(share, *wilson(share, votes), votes)
     draw = torch.Generator().manual_seed(seed)
     shares = []
     for _ in range(RESAMPLES):
@@ -119,8 +113,10 @@ def _share(won: Tensor, counted: Tensor, seed: int) -> Quantity:
         columns = torch.randint(pairs, (pairs,), generator=draw)
         times = torch.bincount(rows, minlength=raters).double(), torch.bincount(columns, minlength=pairs).double()
         shares.append((times[0] @ won @ times[1]) / (times[0] @ counted @ times[1]))
-    low, high = torch.stack(shares).nanquantile(torch.tensor(ENDS, dtype=torch.float64)).tolist()
-    return Quantity(whole.value, low, high, whole.n)
+    drawn = torch.stack(shares)
+    spread = float(drawn[~drawn.isnan()].var())
+    worth = share * (1 - share) / spread if spread else float(counted.any(0).sum())  # votes; all alike: the pairs
+    return Quantity(share, *wilson(share, worth), votes)
 
 
 def _read(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:

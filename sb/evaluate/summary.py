@@ -4,15 +4,17 @@ Legend: N requests, D width of a feature network.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sb.evaluate.lists import Case
-from sb.evaluate.quantity import DEVIATIONS, Quantity, mean_of
+from sb.evaluate.quantity import ENDS, Quantity, mean_of
 
 # COCO's areas of small and medium objects, 32^2 and 96^2 px, as shares of its usual 640x480 px picture
 SIZES = {"small": 32**2 / (640 * 480), "medium": 96**2 / (640 * 480), "large": math.inf}
@@ -50,6 +52,12 @@ def groups_of(cases: Sequence[Case]) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def objects_of(cases: Sequence[Case]) -> Tensor:
+    """(N,) a number for each object: cases of one, at several levels, say little more than one of them."""
+    first: dict[tuple[str, str], int] = {}
+    return torch.tensor([first.setdefault((case.image, case.instance), len(first)) for case in cases])
+
+
 def share_of(level: str) -> float:
     """Where ``2 of 5`` stands between the outline, 0, and the box, 1."""
     own, _, last = level.partition(" of ")
@@ -63,13 +71,13 @@ def summarise(
 
     values: (N,) by metric. pooled: left out of the classes, which are small.
     """
-    groups = groups_of(cases)
+    groups, objects = groups_of(cases), objects_of(cases)
     everything = torch.arange(len(cases))
 
     def row(numbers: Tensor, way: str) -> dict[str, dict[str, Any]]:
-        found = {name: mean_of(column[numbers]) for name, column in values.items()}
+        found = {name: mean_of(column[numbers], objects[numbers]) for name, column in values.items()}
         for metric in pooled if way != "class" else ():
-            found |= folded(metric, numbers, FOLDS if not way or metric.width <= FOLDED_WIDTH else 0)
+            found |= folded(metric, numbers, objects[numbers], FOLDS if not way or metric.width <= FOLDED_WIDTH else 0)
         return {name: _plain(quantity) for name, quantity in found.items()}
 
     return {
@@ -80,20 +88,23 @@ def summarise(
     }
 
 
-def folded(metric: Pooled, numbers: Tensor, folds: int = FOLDS) -> dict[str, Quantity]:
-    """Pooled metrics with normal intervals of a jackknife, for which each of the folds is left out once; none for 0.
+def folded(metric: Pooled, numbers: Tensor, objects: Tensor, folds: int = FOLDS) -> dict[str, Quantity]:
+    """Pooled metrics of requests (n,) with intervals of a jackknife, for which each of the folds is left out once; none
+    for 0 folds. objects: (n,) what a fold holds all requests of. Student's t of as many folds.
 
     A bootstrap would repeat requests, which a Frechet distance takes for a narrower distribution.
     """
     whole = metric.of(numbers)
-    folds = min(folds, len(numbers))
-    shuffled = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
-    parts = shuffled.tensor_split(folds) if folds > 1 else ()
-    left = [metric.of(torch.cat([*parts[:n], *parts[n + 1:]]).sort().values) for n in range(len(parts))]
+    which, place = torch.unique(objects, return_inverse=True)
+    folds = min(folds, len(which))
+    shuffled = torch.randperm(len(which), generator=torch.Generator().manual_seed(0))
+    fold = shuffled % max(folds, 1)
+    left = [metric.of(numbers[fold[place] != n]) for n in range(folds)] if folds > 1 else []
     found = {}
     for name, value in whole.items():
-        each = torch.tensor([other[name] for other in left], dtype=torch.float64)
-        margin = DEVIATIONS * math.sqrt((folds - 1) * float(each.var(correction=0))) if left else math.nan
+        each = [other[name] for other in left]
+        spread = math.sqrt((folds - 1) * statistics.pvariance(each)) if left else math.nan
+        margin = float(stdtrit(folds - 1, ENDS[1])) * spread
         found[name] = Quantity(value, value - margin, value + margin, len(numbers))
     return found
 

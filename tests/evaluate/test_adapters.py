@@ -83,6 +83,8 @@ def test_a_pipeline_is_told_from_another(folder_of):
     assert before["class"] == "StableDiffusionInpaintPipeline" and set(before["weights"]) == {
         "text_encoder", "unet", "vae",
     }
+    assert before["sampler"]["class"] == one.pipe.scheduler.__class__.__name__
+    assert before["sampler"]["beta_end"] == one.pipe.scheduler.config.beta_end
     next(one.pipe.unet.parameters()).data.add_(1.0)
     assert one.describe()["weights"]["unet"] != before["weights"]["unet"]
 

@@ -48,11 +48,12 @@ def test_the_report_of_a_small_model(trained_model, tmp_path):
     assert report["num_requests"] == 8 and report["list"]["digest"] == cases.digest
     assert report["system"]["images_seen"] == 8 and list(report["level"]) == ["0 of 5", "5 of 5"]
     overall = report["overall"]
-    assert overall["outside_equal"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 8}
+    assert overall["outside_equal"] == {"value": 1.0, "low": 0.5101, "high": 1.0, "n": 8}  # Wilson's of 4 objects
     assert overall["mask_iou"]["n"] == 8 and 0 <= overall["mask_iou"]["value"] <= 1
     assert report["metrics"]["mask_iou"]["about"].startswith("Intersection over union") and "fid" not in overall
     each = json.loads((tmp_path / "per_request.json").read_text())
     assert each["list"] == cases.digest and each["seeds"] == [case.seed for case in cases.cases]
+    assert each["objects"] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert set(each["fingerprints"]) == set(each["metrics"]) and set(each["fingerprints"]["seam"]) == {"options"}
     assert [report["metrics"][name]["better"] for name in ("mask_iou", "seam", "colour_shift")] == [
         "higher", "zero", "lower",

@@ -36,6 +36,7 @@ def a_report(classes=5):
                  "count": 9, "rules": "Objects: every instance, crowds left out. " * 8, "digest": "3f" * 32},
         "system": {"name": "own", "system": "runs/<coco>", "weights": "ab12", "options": {"steps": 20}},
         "networks": {"reader": {"name": "torchvision", "sha256": "12" * 32}}, "metrics": about,
+        "settings": {"metrics": [{"name": "fid", "reference": "x"}], "variations": 1},
         "overall": {**row(0.5), "mask_dice": a_cell(None, 0)},
         "level": {f"{n} of 5": row(n / 5) for n in range(6)},
         "size": {name: row(0.2) for name in ("small", "medium", "large")},

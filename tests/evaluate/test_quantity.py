@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sb.evaluate.quantity import mean_of, nested_difference, nested_mean
+from sb.evaluate.quantity import mean_of, nested_difference, nested_mean, wilson
 
 
 def normal(*shape, seed=0):
@@ -15,7 +15,7 @@ def normal(*shape, seed=0):
 def test_the_interval_of_a_mean_is_two_standard_errors_each_side():
     values = normal(400) + 3
     found = mean_of(values)
-    margin = 1.96 * float(values.std()) / 20
+    margin = 1.966 * float(values.std()) / 20
     assert found.value == pytest.approx(float(values.mean())) and found.n == 400
     assert found.value - found.low == pytest.approx(margin, rel=0.12)
     assert found.high - found.value == pytest.approx(margin, rel=0.12)
@@ -36,6 +36,28 @@ def test_missing_values_are_left_out_and_counted():
 def test_equal_values_have_no_width():
     found = mean_of([0.25] * 10)
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("right, of", [(20, 20), (0, 7), (130, 200)])
+def test_a_share_has_wilsons_interval(right, of):
+    """All of few is not certain: 20 of 20 may be 0.84."""
+    found = mean_of([1.0] * right + [0.0] * (of - right))
+    assert (found.low, found.high) == pytest.approx(wilson(right / of, of), abs=0.01 * (0 < right < of) + 1e-9)
+
+
+def test_a_share_covers_the_truth_95_times_in_100():
+    draws = (torch.rand(300, 20, generator=torch.Generator().manual_seed(0)) < 0.95).double()
+    assert sum((found := mean_of(row)).low <= 0.95 <= found.high for row in draws) > 277
+
+
+def test_groups_are_drawn_together():
+    values = normal(60)
+    found = mean_of(values.repeat_interleave(5), torch.arange(60).repeat_interleave(5))
+    alone = mean_of(values)
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert found.n == 300 and mean_of(values.repeat_interleave(5)).high < 0.6 * (alone.high - alone.value) + alone.value
+    uneven = mean_of([1.0, 2.0, 6.0, 6.0], torch.tensor([7, 7, 9, 4]))
+    assert uneven.value == 3.75 and math.isnan(mean_of([1.0, 2.0], torch.tensor([3, 3])).low)
 
 
 def test_pairing_takes_the_requests_own_spread_away():
@@ -63,8 +85,19 @@ def test_runs_that_differ_widen_the_interval_as_much_as_they_should():
         effects = normal(6, 1, seed=trial)
         runs = list(effects + 0.1 * normal(6, 50, seed=100 + trial))
         found = nested_difference(runs[:3], runs[3:], resamples=300)
-        widths.append(((found.high - found.low) / (2 * 1.96)) ** 2)
+        widths.append(((found.high - found.low) / (2 * 2.776)) ** 2)  # Student's t of 4 degrees of freedom
     assert sum(widths) / len(widths) == pytest.approx(2 / 3, rel=0.3)
+
+
+@pytest.mark.parametrize("runs, least", [(2, 0.85), (3, 0.9), (5, 0.92)])
+def test_few_runs_cover_the_truth(runs, least):
+    """Seeds alone differ: 300 comparisons of two systems that are equal."""
+    hits = 0
+    for trial in range(300):
+        sides = (normal(2 * runs, 1, seed=trial) + 0.01 * normal(2 * runs, 20, seed=trial + 1000)).split(runs)
+        found = nested_difference(list(sides[0]), list(sides[1]), resamples=200)
+        hits += found.low < 0 < found.high
+    assert hits / 300 >= least
 
 
 def test_a_request_that_one_run_lacks_is_left_out_of_all():

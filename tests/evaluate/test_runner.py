@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -92,6 +94,16 @@ def test_parts_share_the_chunks_and_the_last_reports(job_at, whole, tmp_path):
     assert evaluate_list(job, part=(2, 3)) is None and evaluate_list(job, part=(0, 3)) is not None
     assert numbers_in(tmp_path / "diary") == list(range(14))
     assert differing(whole, tmp_path / "parts") == []
+
+
+def test_parts_that_end_at_once_write_one_report(job_at, whole, tmp_path):
+    """As those of an array job that was stopped in the last moment and starts again."""
+    job = job_at("again")
+    evaluate_list(job)
+    with ThreadPoolExecutor(4) as several:
+        reports = list(several.map(lambda part: evaluate_list(job, part=(part, 4)), range(4)))
+    assert all(report == reports[0] for report in reports) and differing(whole, tmp_path / "again") == []
+    assert len(list((tmp_path / "again" / "tensorboard").iterdir())) == 1
 
 
 def test_what_is_finished_is_not_done_again(job_at, whole, tmp_path):
@@ -197,6 +209,10 @@ def test_two_processes_give_the_report_of_one(job_at, whole, tmp_path, monkeypat
 
 
 def test_a_process_that_cannot_go_on_says_why_or_is_named(job_at, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(acme_systems.Flat, "paint", mock.Mock(side_effect=torch.OutOfMemoryError("tried 9 GiB")))
+        with pytest.raises(ValueError, match="out of memory: tried 9 GiB; lower --batch"):
+            evaluate_list(job_at("large"))
     monkeypatch.setattr(runner, "START", "fork")
     with pytest.raises(ValueError, match="sleep length must be non-negative"):
         evaluate_list(job_at("bad", {"seconds": -1}), processes=2)

@@ -69,7 +69,8 @@ def test_an_ideal_painter_is_ideal(oracle: Oracle, tmp_path: Path) -> None:
         assert sum(each["metrics"][key]) / NUM == pytest.approx(found[key], abs=1e-4)
     both = zip(each["metrics"]["text_box"], each["metrics"]["texture_box"], strict=True)
     assert each["metrics"]["all_three_box"] == [text * texture for text, texture in both]
-    assert each["metrics"]["background_mse_box"] == [0] * NUM
+    errors = each["metrics"]["background_mse_box"]
+    assert set(errors) == {0, None} and errors.count(None) < NUM / 5  # None: the object fills its box
     assert [(row.difference, row.low, row.high) for row in compare(tmp_path, tmp_path)] == [(0, 0, 0)] * 24
     assert found["seconds"]["train"] == 1.5 and found["images_seen"] == 5
     report = (tmp_path / "report.md").read_text()

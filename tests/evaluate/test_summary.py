@@ -8,7 +8,9 @@ import torch
 
 from sb.data.coco import encode_mask
 from sb.evaluate.lists import Case
-from sb.evaluate.summary import SIZES, Pooled, better, folded, groups_of, ranked, share_of, size_of, summarise
+from sb.evaluate.summary import (
+    SIZES, Pooled, better, folded, groups_of, objects_of, ranked, share_of, size_of, summarise,
+)
 from sb.registry import lookup, names
 
 
@@ -62,17 +64,29 @@ def test_the_jackknife_gives_a_means_own_interval():
     """For a mean it is exact: leaving out tenths of one gives the standard error s / sqrt(n)."""
     draws = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean = Pooled(lambda numbers: {"mean": float(draws[numbers].mean())}, 1)
-    found = folded(mean, torch.arange(10), 10)["mean"]
+    found = folded(mean, torch.arange(10), torch.arange(10))["mean"]
     error = float(draws[:10].std()) / math.sqrt(10)
     assert found.value == pytest.approx(float(draws[:10].mean()))
-    assert (found.low, found.high) == pytest.approx((found.value - 1.96 * error, found.value + 1.96 * error))
+    margin = 2.2622 * error  # Student's t of 9 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((found.value - margin, found.value + margin), rel=1e-4)
     hits = 0
     for start in range(0, 1000, 20):
-        one = folded(mean, torch.arange(start, start + 20))["mean"]
+        one = folded(mean, torch.arange(start, start + 20), torch.arange(20))["mean"]
         hits += one.low < 0 < one.high
-    assert hits / 50 > 0.8
-    for none in (folded(mean, torch.arange(1)), folded(mean, torch.arange(9), 0)):
+    assert hits / 50 > 0.85
+    for none in (folded(mean, torch.arange(1), torch.arange(1)), folded(mean, torch.arange(9), torch.arange(9), 0)):
         assert math.isnan(none["mean"].low)
+    twice = torch.arange(10).repeat(2)  # each value given twice says nothing more
+    again = folded(mean, twice, twice)["mean"]
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+
+
+def test_cases_of_one_object_are_one_draw():
+    cases = [a_case(n // 6, level=n % 6) for n in range(240)]
+    assert objects_of(cases).tolist() == [n // 6 for n in range(240)]
+    of_object = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
+    wide = summarise(cases, {"x": of_object.repeat_interleave(6)})["overall"]["x"]
+    assert wide["high"] - wide["low"] == pytest.approx(2 * 2.02 * float(of_object.std()) / math.sqrt(40), rel=0.12)
 
 
 def test_the_best_are_best_by_every_metric():
