@@ -34,8 +34,20 @@ DIFFERENCES = {
     "trained_text": {"system.train_text"},
     "eps": {"schedule.prediction", "schedule.zero_terminal_snr"},
     "added_time": {"denoiser.scale_shift"},
+    "flow": {f"schedule.{key}" for key in ("name", "prediction", "shift", "num_steps", "beta_start", "beta_end",
+                                           "zero_terminal_snr")},
     "equal_levels": {"ladder.level_weights.5"},
     "wide": {f"denoiser.widths.{level}" for level in range(3)},
+}
+COMPOSITES = {
+    "full": set(),
+    "random_masks": {
+        *(f"data.tasks.{number}.{key}" for number in range(2) for key in ("name", "weight")), LABEL,
+        "denoiser.with_level", "denoiser.with_mask_head", "callbacks.mask_log", "objective.region",
+        "conditioning.name", "conditioning.encode", "conditioning.mask_channels",
+    },
+    "outlines_only": {*(f"ladder.level_weights.{level}" for level in range(6)), "denoiser.with_level"},
+    "no_mask_head": {"denoiser.with_mask_head", "callbacks.mask_log"},
 }
 
 
@@ -64,6 +76,7 @@ def loaded(name):
 
 def test_every_row_is_there():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(DIFFERENCES)
+    assert {path.stem for path in FOLDER.glob("composites/*.yaml")} == set(COMPOSITES)
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
@@ -74,13 +87,20 @@ def test_a_row_differs_from_the_full_method_in_what_it_names(name):
     assert row["trainer"]["images"] == 51200 and row["seed"] == 3
 
 
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_row_on_composites_differs_in_the_same(name):
+    full, row = loaded("composites/full"), loaded(f"composites/{name}")
+    assert row["name"] == name and row["run_dir"] == f"runs/ablation/composites/{name}-3"
+    assert changed(full, row) - OWN == COMPOSITES[name] and row["trainer"]["images"] == 64000 and row["seed"] == 3
+
+
 def test_the_full_method_is_the_quickstarts():
     quickstart = config.plain(config.load(FOLDER.parent / "quickstart.yaml"))
     assert changed(quickstart, config.plain(config.load(FOLDER / "full.yaml"))) == OWN
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("name", [*DIFFERENCES, *(f"composites/{name}" for name in COMPOSITES)])
 def test_a_row_trains(name, tiny_overrides):
     run = assemble(shrunk(f"ablation/{name}.yaml", tiny_overrides))
     run.fit()
