@@ -1,13 +1,14 @@
 """The card of a model: what a person should know who finds the folder, filled from what lies in it and beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sb import config as run_files
 from sb.config import write_whole
 from sb.evaluate.report import metric_rows
+from sb.formats.own import find_folder
 
 CARD_FILE = "README.md"  # what model hubs show
 NOT_STATED = "not stated"
@@ -78,15 +79,29 @@ def places(folder: Path) -> list[Path]:
     return [folder, folder.parent, folder.parent / "evaluation"]
 
 
+def fill_card(model: str | Path, out: Path) -> None:
+    """Write the card of a model anew whose evaluation in ``out`` lies where the card looks for figures."""
+    folder = None if Path(model).is_file() else find_folder(model)  # a file's may be the raw weights
+    if folder is None:
+        return
+    told = [*places(folder), *(parent / out.name for parent in _parents(folder))]
+    if out.resolve() in [place.resolve() for place in told]:
+        write_card(folder)
+
+
 def write_card(folder: Path) -> None:
     """Write a model folder's card from its ``config.yaml``, its ``meta.json`` and the evaluation beside it."""
     config = run_files.plain(run_files.load(folder / "config.yaml"))
     meta = json.loads((folder / "meta.json").read_text())
-    write_whole(folder / CARD_FILE, card(config, meta, _figures(folder, meta)).encode())
+    write_whole(folder / CARD_FILE, card(config, meta, _figures(folder, meta), _reports(folder, meta)).encode())
 
 
-def card(config: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> str:
-    """The card's text. metrics: those of an evaluation on the shapes world, None where there is none."""
+def card(
+    config: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[str, Any] | None = None,
+    reports: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The card's text. metrics: those of an evaluation on the shapes world, None where there is none. reports: of
+    request lists."""
     paints = "denoiser" in config
     licence = meta.get("licence")
     front = f"license: other\nlicense_name: {json.dumps(licence)}\n" if licence else ""
@@ -95,7 +110,7 @@ def card(config: Mapping[str, Any], meta: Mapping[str, Any], metrics: Mapping[st
         what=SMARTBRUSH.format(abilities=_abilities(config)) if paints else AUTOENCODER,
         load=PAINTER if paints else PART, data=_data(meta.get("training_data", [])),
         training=_table(["setting", "value"], _settings(config, meta)),
-        measured=_measured(metrics) if paints else "See `val/` in the run's TensorBoard.",
+        measured=_measured(metrics, reports) if paints else "See `val/` in the run's TensorBoard.",
         use=PAINTER_USE if paints else PART_USE, limits=LIMITS.format(size=config["image_size"]),
     )
 
@@ -154,12 +169,36 @@ def _figures(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _measured(metrics: Mapping[str, Any] | None) -> str:
-    if metrics is None:
-        return "Not yet: `python tools/evaluate.py` fills this in where its results lie in the run's folder."
-    painted = f", painted with {_line(inpaint)}" if (inpaint := metrics.get("inpaint")) else ""
-    head = f"On {metrics['num_requests']} unseen scenes of the shapes world (seed {metrics['seed']}){painted}:\n\n"
-    return head + "\n".join(metric_rows(metrics))
+def _parents(folder: Path) -> list[Path]:
+    """The model's folder, and its run's where it has one."""
+    return [folder, folder.parent] if folder.name == "model" else [folder]
+
+
+def _reports(folder: Path, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Reports of request lists that these weights painted, in folders of the model's folder or its run's."""
+    paths = [path for parent in _parents(folder) for path in sorted(parent.glob("*/report.json"))]
+    found = [json.loads(path.read_text()) for path in paths]
+    whose = (folder.name, folder.parent.name)  # a file's may be the raw weights
+    return [report for report in found if report["system"]["name"] == "own" and report["system"]["system"] in whose
+            and report["system"]["images_seen"] == meta.get("images_seen") is not None]
+
+
+def _measured(metrics: Mapping[str, Any] | None, reports: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    if metrics is not None:
+        painted = f", painted with {_line(inpaint)}" if (inpaint := metrics.get("inpaint")) else ""
+        parts += [f"On {metrics['num_requests']} unseen scenes of the shapes world (seed {metrics['seed']}){painted}:",
+                  "\n".join(metric_rows(metrics))]
+    for report in reports:
+        asked = report["list"]
+        rows = [[name, *(NOT_STATED if cell[key] is None else f"{cell[key]:.4g}" for key in ("value", "low", "high")),
+                 cell["n"]] for name, cell in report["overall"].items()]
+        where = f"`{asked['protocol']}` at {asked['size_px']} px (seed {asked['seed']})"
+        painted = f"painted with {_line(report['system']['options'])}"
+        parts += [f"On {report['num_requests']} requests of the protocol {where}, {painted}:",
+                  _table(["metric", "value", "95 % from", "to", "requests"], rows)]
+    unknown = "Not yet: `python tools/evaluate.py` fills this in where its results lie in the run's folder."
+    return "\n\n".join(parts) or unknown
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

@@ -44,7 +44,8 @@ COMPOSITES = {
     "random_masks": {
         *(f"data.tasks.{number}.{key}" for number in range(2) for key in ("name", "weight")), LABEL,
         "denoiser.with_level", "denoiser.with_mask_head", "callbacks.mask_log", "objective.region",
-        "conditioning.name", "conditioning.encode", "conditioning.mask_channels",
+        "conditioning.name", "conditioning.encode", "conditioning.mask_channels", "data.train.0.shards",
+        "data.val.0.shards",
     },
     "outlines_only": {*(f"ladder.level_weights.{level}" for level in range(6)), "denoiser.with_level"},
     "no_mask_head": {"denoiser.with_mask_head", "callbacks.mask_log"},
@@ -91,7 +92,7 @@ def test_a_row_differs_from_the_full_method_in_what_it_names(name):
 def test_a_row_on_composites_differs_in_the_same(name):
     full, row = loaded("composites/full"), loaded(f"composites/{name}")
     assert row["name"] == name and row["run_dir"] == f"runs/ablation/composites/{name}-3"
-    assert changed(full, row) - OWN == COMPOSITES[name] and row["trainer"]["images"] == 64000 and row["seed"] == 3
+    assert changed(full, row) - OWN == COMPOSITES[name] and row["trainer"]["images"] == 51200 and row["seed"] == 3
 
 
 def test_the_full_method_is_the_quickstarts():

@@ -9,7 +9,9 @@ import yaml
 from sb import card
 from sb import config as config_files
 from sb.card import places, write_card
+from sb.evaluate.evaluation import evaluate_list, place_list
 from sb.evaluate.oracle import Oracle
+from sb.evaluate.runner import Job
 from sb.evaluate.shapes import evaluate_model
 
 
@@ -67,6 +69,22 @@ def test_an_evaluation_in_the_runs_folder_fills_the_card_of_the_model(folder, tm
         assert (folder / "README.md").read_text() == before
         evaluate_model(folder.parent, out, num_requests=2, batch=2, oracle_file=tmp_path / "oracle.safetensors")
     assert "On 2 unseen scenes" in (folder / "README.md").read_text()
+
+
+def test_reports_of_request_lists_are_told_too(folder, tmp_path):
+    def run(system, out):
+        place_list(out, protocol={"name": "shapes"}, count=2, size_px=32)
+        evaluate_list(Job(str(out), (), {"name": "own", "system": str(system), "options": {"steps": 2}},
+                          ({"name": "outside_equal"},), device="cpu"))
+
+    before = (folder / "README.md").read_text()
+    run(folder.parent, tmp_path / "elsewhere")
+    run(folder / "unet.raw.safetensors", folder.parent / "raw")
+    assert (folder / "README.md").read_text() == before
+    run(folder.parent, folder.parent / "scenes")
+    text = (folder / "README.md").read_text()
+    assert "On 4 requests of the protocol `shapes` at 32 px (seed 0), painted with " in text and "steps 2" in text
+    assert text.count("| outside_equal | 1 | 0.3424 | 1 | 4 |") == 1 and "Not yet" not in text
 
 
 def test_a_licence_is_stated_where_there_is_one(folder):

@@ -109,7 +109,8 @@ def _cell(metric: str, side: Sequence[Run], first: Sequence[Run] | None) -> str:
     if not all(_stored(metric) in run["metrics"] for run in side):
         return "-"
     values, groups, scale = [_values(run, metric) for run in side], _groups(side[0]), _scale(metric)
-    cell = _shown(nested_mean(values, groups, scale=scale), len(values[0]))
+    mean = nested_mean(values, groups, scale=scale, share=metric in side[0].get("shares", ()))
+    cell = _shown(mean, len(values[0]))
     if first is None or not all(_stored(metric) in run["metrics"] for run in first):
         return cell
     gap = nested_difference([_values(run, metric) for run in first], values, groups, scale=scale)

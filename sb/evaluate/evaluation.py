@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sb.card import fill_card
 from sb.config import import_plugins, locked, spec_of, write_whole
 from sb.evaluate.adapters import picture_name
 from sb.evaluate.compare import PER_REQUEST
@@ -114,10 +115,11 @@ def write_report(job: Job) -> dict[str, Any]:
     metrics, _ = build_metrics(job, job.device_of(0))
     of = dict(found.metrics)
     pooled = [_pooled(name, metric, found, of) for name, metric in metrics.items() if hasattr(metric, "pooled")]
-    groups = summarise(cases.cases, found.values, pooled)
+    shares = [name for name in found.values if getattr(metrics[of[name]], "share", False)]
+    groups = summarise(cases.cases, found.values, pooled, shares)
     sides = {name: better(metrics[of[name]], name) for name in groups["overall"]}
     order = ranked(found.values, sides)
-    shuffled = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = torch.randperm(len(cases.cases), generator=torch.Generator().manual_seed(0)).tolist()
     picked = {"best": order[:CASES], "worst": order[::-1][:CASES], "random": shuffled[:CASES]}
     report = {
         "schema": SCHEMA, "num_requests": len(cases.cases), "list": {**cases.header, "digest": cases.digest},
@@ -133,11 +135,13 @@ def write_report(job: Job) -> dict[str, Any]:
     made_by = fingerprints(job, about["networks"])
     write_whole(out / PER_REQUEST, (json.dumps({
         "list": cases.digest, "seeds": [case.seed for case in cases.cases],
-        "texts": [case.text for case in cases.cases], "objects": objects_of(cases.cases).tolist(),
+        "texts": [case.text for case in cases.cases], "objects": objects_of(cases.cases).tolist(), "shares": shares,
         "fingerprints": {name: made_by[metric] for name, metric in found.metrics.items()},
         "metrics": {name: [finite(value) for value in column.tolist()] for name, column in found.values.items()},
     }) + "\n").encode())
     write_whole(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
+    if job.adapter["name"] == "own":
+        fill_card(job.adapter["system"], out)
     return report
 
 

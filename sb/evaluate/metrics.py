@@ -1,6 +1,7 @@
 """Metrics of one painting at a time: each is called with paintings and gives a value per request, NaN where undefined.
 
-Which way is better a metric's class says in ``better`` (sb.evaluate.summary.better).
+Which way is better a metric's class says in ``better`` (sb.evaluate.summary.better), and in ``share`` that its values
+are 1 for yes and 0 for no, whose mean is a share of the requests.
 
 What the object is, for metrics of the background: names without a suffix leave out the case's outline, which is the
 same for every system; names that end in ``_predicted`` leave out what the system's own mask head calls the object, and
@@ -36,6 +37,7 @@ class ClassAccuracy:
 
     needs: ClassVar[tuple[str, ...]] = ("reader",)
     better: ClassVar[Side] = "higher"
+    share: ClassVar[bool] = True
 
     def __init__(self, reader: Reader):
         self.reader = reader
@@ -211,6 +213,7 @@ class OutsideEqual:
 
     needs: ClassVar[tuple[str, ...]] = ()
     better: ClassVar[Side] = "higher"
+    share: ClassVar[bool] = True
 
     def __call__(self, paintings: Sequence[Painting]) -> Values:
         """``outside_equal``."""

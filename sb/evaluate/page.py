@@ -136,7 +136,8 @@ def _page(report: Mapping[str, Any], shown: Mapping[str, Sequence[Shown]]) -> It
     for way, words in WAYS.items():
         yield from _table(report, way, words)
     for kind, heading in KINDS.items():
-        yield from _cases(heading, shown[kind])
+        if shown[kind]:
+            yield from _cases(heading, shown[kind])
     yield "</body></html>\n"
 
 

@@ -31,21 +31,25 @@ class Quantity:
     n: int
 
 
-def mean_of(values: Tensor | Sequence[float], groups: Tensor | None = None, seed: int = 0) -> Quantity:
+def mean_of(
+    values: Tensor | Sequence[float], groups: Tensor | None = None, seed: int = 0, share: bool = False
+) -> Quantity:
     """The mean of values (N,), requests resampled; NaN entries are left out, and ``n`` counts the others.
 
     groups: (N,) whole numbers, equal for requests that are no news of each other, as one object at several levels:
-    those are resampled together. None: each is one of its own.
+    those are resampled together. None: each is one of its own. share: the values say yes, 1, or no, 0.
     """
-    return nested_mean([torch.as_tensor(values)], groups, seed)
+    return nested_mean([torch.as_tensor(values)], groups, seed, share=share)
 
 
 def nested_mean(
     runs: Sequence[Tensor], groups: Tensor | None = None, seed: int = 0, resamples: int = 1000,
-    scale: Scale | None = None,
+    scale: Scale | None = None, share: bool = False,
 ) -> Quantity:
-    """The mean of several runs of the same N requests, resampled as one side of ``nested_difference``."""
-    return _crossed([torch.stack([torch.as_tensor(run).double() for run in runs])], groups, seed, resamples, scale)
+    """The mean of several runs of the same N requests, resampled as one side of ``nested_difference``; share: as in
+    ``mean_of``."""
+    side = torch.stack([torch.as_tensor(run).double() for run in runs])
+    return _crossed([side], groups, seed, resamples, scale, share)
 
 
 def nested_difference(
@@ -77,11 +81,12 @@ def wilson(share: float, votes: float, deviations: float = DEVIATIONS) -> tuple[
     z2 = deviations**2
     centre = (share + z2 / (2 * votes)) / (1 + z2 / votes)
     margin = deviations / (1 + z2 / votes) * math.sqrt(share * (1 - share) / votes + z2 / (4 * votes**2))
-    return centre - margin, centre + margin
+    return max(centre - margin, 0.0), min(centre + margin, 1.0)
 
 
 def _crossed(
-    sides: Sequence[Tensor], groups: Tensor | None, seed: int, resamples: int, scale: Scale | None = None
+    sides: Sequence[Tensor], groups: Tensor | None, seed: int, resamples: int, scale: Scale | None = None,
+    share: bool = False,
 ) -> Quantity:
     """The mean of the last side (R, N) less that of the one before it, if any."""
     counted = ~torch.cat(list(sides)).isnan().any(0)
@@ -106,7 +111,7 @@ def _crossed(
         still.append(_gap([of(side.mean(0)[drawn].sum(1) / size) for side in sums]))
     draws, spread = torch.cat(found), float(torch.cat(found).var())
     deviations = _deviations(spread, float(torch.cat(still).var()), len(sizes), sum(len(side) - 1 for side in sides))
-    if len(sides) == 1 and scale is None and bool(((sides[0] == 0) | (sides[0] == 1)).all()):
+    if share:
         return Quantity(value, *wilson(value, value * (1 - value) / spread if spread else len(sizes), deviations), n)
     ends = torch.quantile(draws, torch.tensor(ENDS).double())
     low, high = (value + (ends - value) * deviations / DEVIATIONS).tolist()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sb.card import places, write_card
+from sb.card import fill_card
 from sb.config import write_whole
 from sb.denoising import PaintOptions
 from sb.evaluate.compare import PER_REQUEST
@@ -23,7 +23,6 @@ from sb.evaluate.quantity import finite
 from sb.evaluate.report import Sheet, contact_sheet, write_report
 from sb.evaluate.requests import Paint, ShapesCase, make_cases, masks_at, paint_cases
 from sb.evaluate.shapes_metrics import Painted, Scores, object_of, score
-from sb.formats.own import find_folder
 from sb.inpaint import Inpainter
 from sb.masks import Ladder
 from sb.models.weights import digest
@@ -34,6 +33,7 @@ from sb.types import Result
 CONTROL_LEVEL = 2  # the rung that is drawn for the precision control
 CONTROL_DECLARED = (0, 1, 2, 3)
 POOLED = ("background_mse", "occupancy_declared")  # per request only: the metrics hold these in another form
+SHARES = ("text_", "shape_", "colour_", "texture_", "all_three_", "no_object_")  # metrics of yes and no begin so
 Control = dict[str, tuple[Tensor, Tensor]]  # declared level -> occupancy (B,), all pixels outside equal (B,)
 
 
@@ -103,6 +103,7 @@ def evaluate_shapes(
         _write(Path(out_dir), metrics, sheet, {
             "size_px": size_px, "oracle": digest(oracle.state_dict()),
             "seeds": [case.seed for case in cases], "texts": [case.text for case in cases],
+            "shares": [name for name in each if name.startswith(SHARES)],
             "metrics": {name: [finite(value) for value in values.tolist()] for name, values in each.items()},
         })
     metrics["seconds"] = clock.seconds
@@ -139,9 +140,7 @@ def evaluate_model(
         inpainter.paint, inpainter.ladder, oracle, num_requests, batch, seed, out_dir, size_px,
         inpainter.about.get("images_seen"), clock.seconds, inpaint=vars(inpainter.options),
     )
-    folder = None if Path(model).is_file() else find_folder(model)  # a file's may be the raw weights
-    if folder is not None and out_dir.resolve() in [place.resolve() for place in places(folder)]:
-        write_card(folder)
+    fill_card(model, out_dir)
     return metrics
 
 

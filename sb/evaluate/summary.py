@@ -5,7 +5,7 @@ Legend: N requests, D width of a feature network.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from sb.evaluate.quantity import ENDS, Quantity, mean_of
 SIZES = {"small": 32**2 / (640 * 480), "medium": 96**2 / (640 * 480), "large": math.inf}
 FOLDS = 10
 FOLDED_WIDTH = 512  # features, up to which groups' distances have intervals: a wider network's take minutes
+POOLED_CLASS = 100  # requests of a class, from which on it has metrics of many together
 Side = Literal["higher", "lower", "zero", None]  # which values are better: zero, those nearer to it; None, neither
 
 
@@ -65,19 +66,23 @@ def share_of(level: str) -> float:
 
 
 def summarise(
-    cases: Sequence[Case], values: Mapping[str, Tensor], pooled: Sequence[Pooled] = ()
+    cases: Sequence[Case], values: Mapping[str, Tensor], pooled: Sequence[Pooled] = (), shares: Collection[str] = ()
 ) -> dict[str, Any]:
     """``overall`` by metric, and ``level``, ``size`` and ``class`` by group and metric, each value with its interval.
 
-    values: (N,) by metric. pooled: left out of the classes, which are small.
+    values: (N,) by metric. pooled: of classes, for those of ``POOLED_CLASS`` requests or more. shares: metrics of yes
+    and no.
     """
     groups, objects = groups_of(cases), objects_of(cases)
     everything = torch.arange(len(cases))
 
     def row(numbers: Tensor, way: str) -> dict[str, dict[str, Any]]:
-        found = {name: mean_of(column[numbers], objects[numbers]) for name, column in values.items()}
-        for metric in pooled if way != "class" else ():
-            found |= folded(metric, numbers, objects[numbers], FOLDS if not way or metric.width <= FOLDED_WIDTH else 0)
+        found = {
+            name: mean_of(column[numbers], objects[numbers], share=name in shares) for name, column in values.items()
+        }
+        for metric in pooled if way != "class" or len(numbers) >= POOLED_CLASS else ():
+            quick = way != "class" and metric.width <= FOLDED_WIDTH
+            found |= folded(metric, numbers, objects[numbers], FOLDS if quick or not way else 0)
         return {name: _plain(quantity) for name, quantity in found.items()}
 
     return {
@@ -124,7 +129,7 @@ def better(metric: Any, name: str) -> Side:
 
 def ranked(values: Mapping[str, Tensor], sides: Mapping[str, Side]) -> list[int]:
     """Numbers of the requests from best to worst: by the mean, over the metrics that a request has, of the share of
-    requests that it beats. sides: which values are better, by metric."""
+    requests that it beats. sides: which values are better, by metric. None where no metric has a better side."""
     shares = []
     for name, column in values.items():
         if side := sides[name]:
@@ -133,7 +138,7 @@ def ranked(values: Mapping[str, Tensor], sides: Mapping[str, Side]) -> list[int]
             less, most = (torch.searchsorted(known, signed, right=right) for right in (False, True))
             shares.append(torch.where(column.isnan(), math.nan, (less + most).double() / 2 / len(known)))
     if not shares:
-        return list(range(len(next(iter(values.values()), ()))))
+        return []
     score = torch.stack(shares).nanmean(0).nan_to_num(0.5)
     return [int(n) for n in score.argsort(descending=True, stable=True)]
 

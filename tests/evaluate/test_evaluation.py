@@ -12,6 +12,7 @@ import torch
 from sb.evaluate.evaluation import evaluate_list, metric_specs, part_of, place_list, table
 from sb.evaluate.frechet import Statistics
 from sb.evaluate.lists import read_list
+from sb.evaluate.oracle import Oracle
 from sb.evaluate.runner import Job, fingerprints
 from sb.pictures import image_tensor
 
@@ -139,12 +140,27 @@ def test_the_real_pictures_statistics_are_a_reference_for_others(plugin, tmp_pat
     assert not (tmp_path / "second" / "reference").exists()
 
 
+def test_a_report_of_distances_alone_shows_requests_too(plugin, tmp_path):
+    """No request is better than another then: some at random are shown."""
+    oracle = Oracle()
+    oracle.accuracy = {"real": 1.0}  # as if it had learned
+    oracle.save(tmp_path / "oracle.safetensors")
+    place_list(tmp_path, protocol={"name": "shapes"}, count=3, size_px=32)
+    networks = {"features": {"name": "oracle", "weights": str(tmp_path / "oracle.safetensors")}}
+    report = evaluate_list(Job(str(tmp_path), (), {"name": "acme_flat", "system": ""}, ({"name": "fid"},), networks,
+                               device="cpu", plugins=("acme_systems",)))
+    assert report["overall"]["fid"]["value"] > 0 and report["shown"]["best"] == []
+    assert sorted(report["shown"]["random"]) == list(range(6))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 4 * 6 and "<h2>Random" in page and "<h2>Best" not in page
+
+
 def test_tensorboard_has_scalars_curves_and_pictures(plugin, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     place_list(tmp_path, protocol={"name": "shapes"}, count=2, size_px=32)
-    report = evaluate_list(Job(str(tmp_path), (), {"name": "acme_flat", "system": ""}, ({"name": "acme_brightness"},),
-                               plugins=("acme_systems",)))
+    report = evaluate_list(Job(str(tmp_path), (), {"name": "acme_flat", "system": ""},
+                               ({"name": "acme_brightness"}, {"name": "outside_equal"}), plugins=("acme_systems",)))
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     scalar, = board.Scalars("evaluation/brightness")

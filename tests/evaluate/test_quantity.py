@@ -33,21 +33,24 @@ def test_missing_values_are_left_out_and_counted():
     assert (single.value, single.n) == (4, 1) and math.isnan(single.low) and math.isnan(single.high)
 
 
-def test_equal_values_have_no_width():
-    found = mean_of([0.25] * 10)
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+@pytest.mark.parametrize("value", [0.25, 0.0, 1.0])
+def test_equal_values_have_no_width(value):
+    """Six seams of 0 grey levels are no share: they say nothing of 0.4."""
+    found = mean_of([value] * 10)
+    assert (found.value, found.low, found.high) == (value, value, value)
 
 
 @pytest.mark.parametrize("right, of", [(20, 20), (0, 7), (130, 200)])
 def test_a_share_has_wilsons_interval(right, of):
     """All of few is not certain: 20 of 20 may be 0.84."""
-    found = mean_of([1.0] * right + [0.0] * (of - right))
+    found = mean_of([1.0] * right + [0.0] * (of - right), share=True)
+    assert 0 <= found.low <= found.high <= 1
     assert (found.low, found.high) == pytest.approx(wilson(right / of, of), abs=0.01 * (0 < right < of) + 1e-9)
 
 
 def test_a_share_covers_the_truth_95_times_in_100():
     draws = (torch.rand(300, 20, generator=torch.Generator().manual_seed(0)) < 0.95).double()
-    assert sum((found := mean_of(row)).low <= 0.95 <= found.high for row in draws) > 277
+    assert sum((found := mean_of(row, share=True)).low <= 0.95 <= found.high for row in draws) > 277
 
 
 def test_groups_are_drawn_together():

@@ -56,6 +56,9 @@ def test_each_table_has_each_metric_with_its_interval():
         assert table["gap"]["low"] < table["gap"]["value"] < table["gap"]["high"]
     assert found["overall"]["wide"]["low"] == 1 and found["size"]["medium"]["wide"]["low"] is None
     assert list(found["class"]["cat"]) == ["x"]
+    many = [a_case(n, label="cat" if n < 100 else "dog") for n in range(199)]
+    classes = summarise(many, {}, [pooled])["class"]
+    assert classes["dog"] == {} and classes["cat"]["gap"] == {"value": 49.5, "low": None, "high": None, "n": 100}
     alone = summarise(cases[3:4], {"x": values[3:4]})["overall"]["x"]
     assert alone == {"value": None, "low": None, "high": None, "n": 0}
 
@@ -97,6 +100,7 @@ def test_the_best_are_best_by_every_metric():
     assert ranked({"mask_iou": iou, "seam": seam}, sides) == [2, 1, 0]
     assert ranked({"mask_iou": torch.full((3,), math.nan)}, sides) == [0, 1, 2]
     assert ranked({"seam": seam[[2, 1, 0]]}, sides) == [0, 1, 2]
+    assert ranked({"diversity": quality}, sides) == []
 
 
 def test_the_share_of_requests_beaten_counts_ties_half():
