@@ -9,6 +9,7 @@ Legend: H W pixels of a case, S the level of the box.
 import hashlib
 import heapq
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from sb.evaluate.requests import make_cases
 from sb.masks import Ladder
 from sb.registry import build, call, register
 
+log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 Text = Literal["label", "caption"]
 _DRAW = ("The place of an object in the draw is -ln((n + 1) / 2^48){weight}, n being the first 12 hexadecimal digits "
@@ -218,6 +220,8 @@ def make_list(
     settings = plain(load(CONFIGS / "base.yaml"))["ladder"]
     records, source = _records([data] if isinstance(data, str) else data, annotations, split)
     cases = asked.cases(records, count, seed, size_px, call("ladder", Ladder, settings))
+    if small := sum(max(case.crop[2:]) < size_px for case in cases):
+        log.warning("%d of %d crops are enlarged to %d px; --size sets another", small, len(cases), size_px)
     options = {key: value for key, value in protocol.items() if key != "name"}
     source |= {"options": options, "ladder": settings["levels"]}
     header = {"protocol": name, "size_px": size_px, "seed": seed, "source": source, "rules": asked.rules}

@@ -71,6 +71,14 @@ def pixels(rle) -> torch.Tensor:
     return torch.from_numpy(decode_mask(rle, width, height).copy())[None, None]
 
 
+def test_enlarged_crops_are_said(coco, tmp_path, caplog):
+    """The four crops have sides of 40, 40, 48 and 40 px."""
+    make_list(tmp_path / "own", {"name": "box"}, 4, data=coco["shards"], size_px=40)
+    assert not caplog.records
+    make_list(tmp_path / "larger", {"name": "box"}, 4, data=coco["shards"], size_px=48)
+    assert caplog.messages == ["3 of 4 crops are enlarged to 48 px; --size sets another"]
+
+
 def test_box_and_outline_say_what_they_mask(coco, tmp_path):
     box = make_list(tmp_path / "box", {"name": "box"}, 4, data=coco["shards"], size_px=32)
     outline = make_list(tmp_path / "outline", {"name": "outline"}, 4, data=coco["shards"], size_px=32)
