@@ -193,12 +193,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def key_values(options: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` options as a dictionary, the values read as YAML; ValueError for one that is not of this form."""
+    """``key=value`` options as a dictionary, the values read as YAML; ValueError for one that is not of this form
+    or comes twice."""
     found = {}
     for option in options:
         key, equals, text = option.partition("=")
         if not key or not equals:
             raise ValueError(f"option '{option}' must read key=value")
+        if key in found:
+            raise ValueError(f"option '{key}' is given twice; several values are a list: '{key}=[A,B]'")
         found[key] = _parsed(option, text)
     return found
 

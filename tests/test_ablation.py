@@ -37,6 +37,7 @@ DIFFERENCES = {
     "flow": {f"schedule.{key}" for key in ("name", "prediction", "shift", "num_steps", "beta_start", "beta_end",
                                            "zero_terminal_snr")},
     "equal_levels": {"ladder.level_weights.5"},
+    "no_flip": {"data.flip"},
     "wide": {f"denoiser.widths.{level}" for level in range(3)},
 }
 COMPOSITES = {

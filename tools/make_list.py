@@ -5,10 +5,10 @@ import sys
 
 EXAMPLE = """\
 examples:
-  python tools/make_list.py --protocol box --data shards/coco-val --count 1000 --size 512 --seed 0 --out box.jsonl
+  python tools/make_list.py --protocol box --data shards/coco/val --count 1000 --size 512 --seed 0 --out box.jsonl
   python tools/make_list.py --protocol hull --annotations coco/annotations/instances_val2017.json --count 10000 \\
       --out hull.jsonl
-  python tools/make_list.py --protocol outline --data shards/oi-val --count 1000 --out outline.jsonl \\
+  python tools/make_list.py --protocol outline --data shards/openimages/val --count 1000 --out outline.jsonl \\
       text=caption min_area=0.05
   python tools/make_list.py --protocol shapes --count 256 --out shapes.jsonl
 

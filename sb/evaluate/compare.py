@@ -78,7 +78,8 @@ def table(rows: Sequence[Difference], markdown: bool = False) -> str:
 
 def grid(systems: Mapping[str, Folders], metrics: Sequence[str] = ()) -> str:
     """A Markdown table, a row for each system (one or more evaluations): means with 95 % intervals and, below them, the
-    difference to the first system, a star where its interval leaves out 0. ``-``: a system without the metric.
+    difference to the first system, a star where its interval leaves out 0. ``-``: a system without the metric,
+    or with no value of it.
     """
     runs = {name: _read_all(folders) for name, folders in systems.items()}
     everyone = [run for side in runs.values() for run in side]
@@ -110,10 +111,14 @@ def _cell(metric: str, side: Sequence[Run], first: Sequence[Run] | None) -> str:
         return "-"
     values, groups, scale = [_values(run, metric) for run in side], _groups(side[0]), _scale(metric)
     mean = nested_mean(values, groups, scale=scale, share=metric in side[0].get("shares", ()))
+    if not mean.n:
+        return "-"
     cell = _shown(mean, len(values[0]))
     if first is None or not all(_stored(metric) in run["metrics"] for run in first):
         return cell
     gap = nested_difference([_values(run, metric) for run in first], values, groups, scale=scale)
+    if not gap.n:
+        return cell
     return f"{cell}<br>{_shown(gap, len(values[0]), '+')}" + "*" * _sure(gap.low, gap.high)
 
 

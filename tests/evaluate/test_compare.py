@@ -105,6 +105,11 @@ def test_a_grid_tells_each_system_and_what_the_first_has_over_it(tmp_path: Path)
         r"| bare | 1 x 9 | 0.250 (0.250 to 0.250)<br>-0.250 (-0.250 to -0.250)\* | - | 30.000 (30.000 to 30.000) |",
     ]
     assert grid(systems, ["mask_iou"]).splitlines()[0] == "|  | runs x requests | mask_iou |"
+    headless = folder(tmp_path / "c", {"iou": [0.5] * 9, "mask_iou": [None] * 9})
+    beside = {"full": [systems["full"][0]], "none": [str(headless)]}
+    assert grid(beside, ["mask_iou"]).splitlines()[-1] == "| none | 1 x 9 | - |"
+    apart = {"full": [systems["full"][1]], "late": [str(folder(tmp_path / "d", {"mask_iou": [None] * 8 + [0.75]}))]}
+    assert grid(apart, ["mask_iou"]).splitlines()[-1] == "| late | 1 x 9 | 0.750 (nan to nan, n = 1) |"
     for wrong in (["full"], ["=a"], ["a=b,"], ["a=b", "a=c"]):
         with pytest.raises(ValueError, match="must read NAME=DIR"):
             parse_systems(wrong)

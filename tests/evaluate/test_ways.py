@@ -77,6 +77,7 @@ def test_a_way_changes_what_it_says_and_nothing_else():
 @pytest.mark.parametrize("text, says", [
     ("a: setps=3", "way 'a' has no key 'setps'; did you mean 'steps'"),
     ("a: steps", "option 'steps' must read key=value"),
+    ("a: steps=2 steps=3", "option 'steps' is given twice"),
     ("steps=3", "needs a name in front"),
     (": steps=3", "needs a name in front"),
 ])
